@@ -1,0 +1,38 @@
+"""Noise levels: the reading of the ISMN paper's "attack level" that its undefended figures fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def gaussian_signed(images: Tensor, level: float) -> Tensor:
+    """Gaussian noise whose standard deviation `level` is meant for images scaled to [-1, 1].
+
+    Args:
+        images: (B, C, H, W) in [0, 1].
+        level: standard deviation on the [-1, 1] scale; half of it on ours.
+
+    Returns:
+        (B, C, H, W), clipped to [0, 1].
+    """
+    return gaussian_unit(images, level / 2)
+
+
+def gaussian_unit(images: Tensor, level: float) -> Tensor:
+    """Gaussian noise of standard deviation `level` on [0, 1] images (B, C, H, W), clipped to [0, 1]."""
+    return (images + level * torch.randn_like(images)).clamp(0, 1)
+
+
+def uniform_unit(images: Tensor, level: float) -> Tensor:
+    """Uniform noise in ±`level` on [0, 1] images (B, C, H, W), clipped to [0, 1]."""
+    return (images + level * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
+
+
+NOISES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "gaussian[-1,1]": gaussian_signed,
+    "gaussian[0,1]": gaussian_unit,
+    "uniform[0,1]": uniform_unit,
+}

@@ -1,0 +1,51 @@
+"""Threat models: which view of a defence an attacker may differentiate."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from gandefense.errors import UserError
+
+VIEWS = {
+    "oblivious": "the classifier alone",
+    "straight_through": "restorer forward, identity backward (BPDA)",
+    "detached": "gradient maps and detector decisions held constant",
+    "exact": "full double backward through gradient maps and all rounds",
+    "smooth": "as exact, with softplus for the classifier's ReLUs inside the gradient maps",
+}
+
+THREATS = {
+    "gray_box": "the attacker has the classifier and ignores the defence",
+    "white_box": "the attacker has classifier and defence, and differentiates one view of both",
+}
+
+
+class Attackable(Protocol):
+    """What a threat model needs of a defence: its classifier, and its views as modules."""
+
+    classifier: nn.Module
+
+    def view(self, name: str) -> nn.Module: ...
+
+
+def target(defended: Attackable, threat: str, view: str = "oblivious") -> nn.Module:
+    """The network that an attacker differentiates under a threat.
+
+    Args:
+        defended: classifier and restorer.
+        threat: a key of THREATS.
+        view: under white_box, a key of VIEWS other than "oblivious".
+
+    Raises:
+        UserError: an unknown threat, or a view that the threat does not allow.
+    """
+    if threat not in THREATS:
+        raise UserError(f"unknown threat {threat!r}; known: {', '.join(THREATS)}")
+    if threat == "gray_box":
+        return defended.classifier
+    if view == "oblivious" or view not in VIEWS:
+        known = ", ".join(name for name in VIEWS if name != "oblivious")
+        raise UserError(f"white_box needs a view of the defence ({known}), got {view!r}")
+    return defended.view(view)

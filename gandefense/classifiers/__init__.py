@@ -1,0 +1,29 @@
+"""The networks that are defended: plain modules, images (B, C, H, W) in [0, 1] → logits (B, K)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from gandefense.classifiers.paper_cnn import PaperCNN
+from gandefense.classifiers.resnet import ShallowResNet, resnet18, wide_resnet
+from gandefense.data.datasets import Dataset
+from gandefense.errors import UserError
+
+CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
+    "resnet9": lambda data, **options: ShallowResNet(**options, residual_stages=(0, 2)),
+    "resnet11": lambda data, **options: ShallowResNet(**options),
+    "resnet11_wide": lambda data, **options: ShallowResNet(**options, widths=(64, 128, 256, 512)),
+    "resnet18": lambda data, **options: resnet18(**options),
+    "wrn_16_2": lambda data, **options: wide_resnet(depth=16, width=2, **options),
+    "wrn_16_4": lambda data, **options: wide_resnet(depth=16, width=4, **options),
+    "paper_cnn": lambda data, **options: PaperCNN(size=data.size, **options),
+}
+
+
+def build(architecture: str, data: Dataset) -> nn.Module:
+    """A freshly initialised classifier for a data set; raises UserError for an unknown architecture."""
+    if architecture not in CLASSIFIERS:
+        raise UserError(f"unknown classifier {architecture!r}; known: {', '.join(CLASSIFIERS)}")
+    return CLASSIFIERS[architecture](data, classes=len(data.classes), mean=data.mean, std=data.std)

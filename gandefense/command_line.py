@@ -1,0 +1,70 @@
+"""What every tool does around its work: help text, one clear line for a user's mistake, exit statuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads slow two busy processes on few cores tenfold
+
+from gandefense import config  # noqa: E402
+from gandefense.errors import UserError  # noqa: E402
+from gandefense.training.run import Run  # noqa: E402
+
+Schema = TypeVar("Schema")
+
+
+def split_arguments(arguments: list[str], usage: str) -> tuple[str | None, list[str]]:
+    """Command-line words as (config path or None, key=value overrides); raises UserError for two configs."""
+    configs = [word for word in arguments if "=" not in word]
+    if len(configs) > 1 or any(word.startswith("-") for word in configs):
+        raise UserError(f"expected one config file and key=value words, got {' '.join(arguments)}; {usage.strip().splitlines()[-1]}")
+    return (configs[0] if configs else None), [word for word in arguments if "=" in word]
+
+
+def training_config(schema: type[Schema], kind: str, arguments: list[str], usage: str) -> Schema:
+    """A training tool's config: from a YAML file and key=value words, or, with resume=RUN_FOLDER, from that run itself.
+
+    Raises:
+        UserError: bad words, a bad config, or a `resume` that names no run of this kind.
+    """
+    path, overrides = split_arguments(arguments, usage)
+    resumed = [word.split("=", 1)[1] for word in overrides if word.startswith("resume=")]
+    if not resumed:
+        if path is None:
+            raise UserError(f"no config file given; {usage.strip().splitlines()[-2].strip()}")
+        return config.load(schema, path, overrides)
+    if path is not None or len(overrides) > 1:
+        raise UserError("resume=RUN_FOLDER stands alone: a run goes on with the config it was started with")
+    values = Run.saved_config(resumed[0], kind)
+    return config.build(schema, {**values, "resume": resumed[0]}, source=f"{resumed[0]}/config.yaml")
+
+
+def run_tool(main: Callable[[list[str]], None], usage: str | None) -> None:
+    """Run a tool's main function on the command line's words and end the process.
+
+    Exit status 0: done; 2: the user's mistake, told in one line; 130: interrupted (a run can be resumed). SIGTERM is
+    treated like Ctrl-C.
+    """
+    arguments = sys.argv[1:]
+    if arguments in (["-h"], ["--help"]):
+        print((usage or "").strip())
+        sys.exit(0)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        main(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)

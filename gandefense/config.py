@@ -1,0 +1,140 @@
+"""Configuration: a dataclass is the schema and the documentation, OmegaConf merges YAML and key=value into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gandefense.errors import UserError
+
+Schema = TypeVar("Schema")
+_FRACTION = re.compile(r"^\s*(-?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*$")
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Which images, and where they lie."""
+
+    name: str = "cifar10"
+    root: str | None = None  # folder with one sub-folder per data set; None: GANDEFENSE_DATA, else the user's cache folder
+    download: bool = True  # fetch what is missing
+    limit: int | None = None  # use this many images, taken after a seeded shuffle; None: all
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """What every training loop shares."""
+
+    folder: str = "runs"  # a new numbered run folder is made in here
+    name: str = "run"  # ends the run folder's name
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 …
+    precision: str = "bf16"  # bf16 (autocast) or float32
+    log_every: int = 20  # steps between two lines of stats.jsonl
+    image_every: int = 500  # steps between two image grids in TensorBoard
+    checkpoint_every: int = 200  # steps between two checkpoints
+
+
+def fractions_to_floats(value: Any) -> Any:
+    """Turn every string such as "8/255" inside nested lists and dictionaries into a float.
+
+    Args:
+        value: plain containers, as `OmegaConf.to_container` gives them.
+
+    Returns:
+        The same containers with fractions replaced; other values are left as they are.
+    """
+    if isinstance(value, dict):
+        return {key: fractions_to_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [fractions_to_floats(item) for item in value]
+    if isinstance(value, str) and (match := _FRACTION.match(value)):
+        if float(match[2]) == 0:
+            raise UserError(f"config: {value!r} divides by zero")
+        return float(match[1]) / float(match[2])
+    return value
+
+
+def _known_keys(schema: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in schema:
+        keys.append(f"{prefix}{key}")
+        child = schema._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            keys.extend(_known_keys(child, f"{prefix}{key}."))
+    return keys
+
+
+def _reject_unknown_keys(given: Any, schema: DictConfig, known: list[str], prefix: str = "") -> None:
+    for key, value in given.items():
+        if key not in schema:
+            nearest = difflib.get_close_matches(f"{prefix}{key}", known, n=1, cutoff=0.0)
+            raise UserError(f"config: unknown key {prefix}{key}; the nearest known one is {nearest[0]}")
+        node = schema._get_node(key)
+        free_form = OmegaConf.get_type(node) is dict or not isinstance(node, DictConfig)
+        if isinstance(value, dict) and not free_form:
+            _reject_unknown_keys(value, node, known, f"{prefix}{key}.")
+
+
+def build(schema: type[Schema], values: dict[str, Any], *, source: str = "config") -> Schema:
+    """Merge plain values into a dataclass, checking names and types.
+
+    Args:
+        schema: a dataclass type.
+        values: nested dictionaries; fractions such as "8/255" are read as numbers.
+        source: named in the error message.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    structured = OmegaConf.structured(schema)
+    values = fractions_to_floats(values)
+    _reject_unknown_keys(values, structured, _known_keys(structured))
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(structured, OmegaConf.create(values)))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
+
+
+def load(schema: type[Schema], path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Schema:
+    """Read a YAML file and key=value overrides into a dataclass.
+
+    Args:
+        schema: a dataclass type.
+        path: a YAML file, or None for the defaults alone.
+        overrides: command-line words such as `data.limit=1000` or `train.lr=0.1`.
+
+    Raises:
+        UserError: a missing or unreadable file, a malformed override, an unknown key or a wrong type.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        if not Path(path).is_file():
+            raise UserError(f"config file not found: {path}")
+        try:
+            loaded = OmegaConf.load(path)
+            values = OmegaConf.to_container(loaded) if isinstance(loaded, DictConfig) else None
+        except Exception as error:  # a YAML error has many types; each is the user's to mend
+            raise UserError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+        if values is None:
+            raise UserError(f"{path}: expected key: value lines")
+    for word in overrides:
+        if "=" not in word or word.startswith("="):
+            raise UserError(f"expected key=value, got {word!r}")
+    try:
+        changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(values), OmegaConf.create(changes)))
+    except Exception as error:
+        raise UserError(f"cannot read the command line's key=value words: {str(error).splitlines()[0]}") from None
+    return build(schema, merged, source=str(path) if path else "config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain nested dictionaries, ready for YAML, JSON or a checkpoint."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,61 @@
+"""Small images as batches: uint8 tensors held in memory, turned to floats and augmented in whole batches by kornia."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from gandefense.data.datasets import Images
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images (B, C, H, W) as floats in [0, 1]."""
+    return images.float().div_(255)
+
+
+def augmentation(size: int, *, erase: float = 0.0) -> nn.Module:
+    """Flip and padded crop for a batch of floats (B, C, size, size) in [0, 1].
+
+    Args:
+        size: height and width of the images.
+        erase: probability that a random patch of an image is blanked (random erasing, Zhong et al. 2020).
+    """
+    import kornia.augmentation as augment
+
+    steps: list[nn.Module] = [
+        augment.RandomHorizontalFlip(p=0.5),
+        augment.RandomCrop((size, size), padding=4, padding_mode="reflect", cropping_mode="slice"),
+    ]
+    if erase > 0:
+        steps.append(augment.RandomErasing(p=erase, scale=(0.02, 0.2), value=0.5))
+    return augment.AugmentationSequential(*steps, data_keys=["input"])
+
+
+def order(count: int, epoch: int, seed: int) -> Tensor:
+    """The order in which an epoch visits `count` items: a function of (seed, epoch) alone, so that a resumed run repeats it."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(count, generator=generator)
+
+
+def batch_indices(count: int, batch_size: int, step: int, seed: int) -> Tensor:
+    """Indices of the batch of one training step, epoch after epoch; an epoch's incomplete last batch is left out.
+
+    Args:
+        count: number of items; at least one.
+        batch_size: items in a batch; cut to `count`.
+        step: 0, 1, 2 … over the whole run.
+        seed: of the run.
+    """
+    batch_size = min(batch_size, count)
+    per_epoch = count // batch_size
+    epoch, position = divmod(step, per_epoch)
+    return order(count, epoch, seed)[position * batch_size : (position + 1) * batch_size]
+
+
+def batches(data: Images, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+    """Walk once through the data in its order: float images (B, C, H, W) in [0, 1] and labels (B,)."""
+    for start in range(0, len(data.labels), batch_size):
+        chunk = slice(start, start + batch_size)
+        yield to_float(data.images[chunk].to(device)), data.labels[chunk].to(device)

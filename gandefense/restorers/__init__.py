@@ -1,0 +1,1 @@
+"""Restorers: networks that clean images before a classifier sees them."""

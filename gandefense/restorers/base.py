@@ -1,0 +1,113 @@
+"""The interface that all parts share: what a restorer returns, and a classifier behind it as one attackable module."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gandefense.attacks.suite import check_images
+from gandefense.attacks.threats import VIEWS
+from gandefense.errors import UserError
+
+class Restoration(NamedTuple):
+    """What a restorer makes of a batch.
+
+    Attributes:
+        images: (B, C, H, W) in [0, 1], restored.
+        score: (B,) higher = more likely perturbed.
+        flagged: (B,) bool, score above the threshold chosen on validation images.
+        level: (B,) estimated attack level; NaN where a restorer does not estimate one.
+        maps: name → (B, c, H, W), what a person wants to look at: gradient maps, sparsity map, residual, each round.
+    """
+
+    images: Tensor
+    score: Tensor
+    flagged: Tensor
+    level: Tensor
+    maps: dict[str, Tensor]
+
+
+class Restorer(nn.Module):
+    """A network that cleans images; subclasses implement `forward`, and `differentiable` where constants matter."""
+
+    def forward(self, images: Tensor) -> Restoration:
+        """Restore images (B, C, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    def surrogate(self, images: Tensor) -> Tensor:
+        """Restored images (B, C, H, W) with the identity as gradient (BPDA, Athalye et al. 2018)."""
+        with torch.no_grad():
+            restored = self(images).images
+        return images + (restored - images).detach()
+
+    def differentiable(self, images: Tensor, view: str) -> Tensor:
+        """Restored images (B, C, H, W) with a true gradient.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            view: "detached", "exact" or "smooth", see VIEWS. A restorer without gradient maps and hard decisions has
+                one gradient only, and need not override this.
+        """
+        return self(images).images
+
+
+class IdentityRestorer(Restorer):
+    """Leaves images as they are: the bare classifier in a table, and the null case in tests."""
+
+    def forward(self, images: Tensor) -> Restoration:
+        count = len(images)
+        nothing = torch.zeros(count, device=images.device)
+        return Restoration(images, nothing, nothing.bool(), torch.full_like(nothing, torch.nan), {})
+
+
+class View(nn.Module):
+    """What an attacker differentiates: images (B, C, H, W) in [0, 1] → logits (B, K)."""
+
+    def __init__(self, defended: DefendedClassifier, name: str) -> None:
+        super().__init__()
+        self.defended = defended
+        self.name = name
+
+    def forward(self, images: Tensor) -> Tensor:
+        classifier, restorer = self.defended.classifier, self.defended.restorer
+        if self.name == "oblivious":
+            return classifier(images)
+        if self.name == "straight_through":
+            return classifier(restorer.surrogate(images))
+        return classifier(restorer.differentiable(images, self.name))
+
+
+class DefendedClassifier(nn.Module):
+    """A classifier behind a restorer, as one plain module: images (B, C, H, W) in [0, 1] → logits (B, K).
+
+    Any attack library can attack it unchanged: its gradient is that of the `exact` view. Images outside [0, 1], with
+    NaN or with a wrong number of channels raise UserError (a ValueError).
+    """
+
+    def __init__(self, restorer: Restorer, classifier: nn.Module, *, channels: int | None = None, name: str = "defended") -> None:
+        super().__init__()
+        self.restorer = restorer
+        self.classifier = classifier
+        self.channels = channels
+        self.name = name
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.channels)
+        if torch.is_grad_enabled() and images.requires_grad:
+            return self.classifier(self.restorer.differentiable(images, "exact"))
+        return self.classifier(self.restorer(images).images)
+
+    def restore(self, images: Tensor) -> Restoration:
+        """Everything the restorer says about a batch (B, C, H, W) in [0, 1], without gradients."""
+        check_images(images, self.channels)
+        with torch.no_grad():
+            return self.restorer(images)
+
+    def view(self, name: str) -> View:
+        """What an attacker differentiates; raises UserError for a name that is not in VIEWS."""
+        if name not in VIEWS:
+            raise UserError(f"unknown view {name!r}; known: {', '.join(VIEWS)}")
+        return View(self, name).eval()

@@ -1,0 +1,142 @@
+"""TRN: the Two-stream Restoration Network of Hong et al. (2022), our reading of an incompletely published design."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gandefense.errors import UserError
+from gandefense.restorers.base import Restoration, Restorer
+from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps, softplus_activations
+from gandefense.weights_io import fill
+
+STREAMS = ("both", "image", "maps", "none")
+
+
+def _convolution(inputs: int, outputs: int, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation)
+
+
+class FusionBlock(nn.Module):
+    """One Fusion Block: a convolution a stream, a Fusion Connection between them, a residual connection a stream.
+
+    Both streams are (B, width, H, W) in and out. The Fusion Connection is a 1×1 convolution over both streams whose
+    result is added to each. The residual branches start at zero, so that any number of blocks can be stacked.
+    """
+
+    def __init__(self, width: int, *, groups: int = 8) -> None:
+        super().__init__()
+        self.image_conv, self.image_norm = _convolution(width, width), nn.GroupNorm(groups, width)
+        self.maps_conv, self.maps_norm = _convolution(width, width), nn.GroupNorm(groups, width)
+        self.fusion = nn.Conv2d(2 * width, width, 1)
+        self.image_out = nn.Conv2d(width, width, 1)
+        self.maps_out = nn.Conv2d(width, width, 1)
+        for layer in (self.image_out, self.maps_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, image: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+        image_features = F.relu(self.image_norm(self.image_conv(image)))
+        maps_features = F.relu(self.maps_norm(self.maps_conv(maps)))
+        shared = self.fusion(torch.cat([image_features, maps_features], dim=1))
+        return image + self.image_out(F.relu(image_features + shared)), maps + self.maps_out(F.relu(maps_features + shared))
+
+
+class TwoStreamRestorationNetwork(nn.Module):
+    """Image and gradient maps in, restored image out; two stems, N Fusion Blocks, a tail that predicts the residual.
+
+    The publications leave width, depth, normalisation and the tail open; these are our choices.
+
+    Args:
+        channels: of the image.
+        labels: number of gradient maps, K (or top_k).
+        width: channels of each stream.
+        blocks: number of Fusion Blocks.
+        streams: "both", or one of "image", "maps", "none" with the other input blanked (the article's ablation, at
+            equal parameters).
+    """
+
+    def __init__(self, *, channels: int, labels: int, width: int = 32, blocks: int = 4, streams: str = "both") -> None:
+        super().__init__()
+        if streams not in STREAMS:
+            raise UserError(f"unknown streams {streams!r}; known: {', '.join(STREAMS)}")
+        self.streams = streams
+        self.image_stem = _convolution(channels, width)
+        self.maps_stem = _convolution(labels * channels, width)
+        self.norm_stem = nn.Linear(labels, width)
+        self.blocks = nn.ModuleList(FusionBlock(width) for _ in range(blocks))
+        self.tail = nn.Sequential(_convolution(2 * width, width), nn.ReLU(), _convolution(width, channels))
+        nn.init.zeros_(self.tail[-1].weight)
+        nn.init.zeros_(self.tail[-1].bias)
+
+    def forward(self, images: Tensor, gradients: GradientMaps) -> Tensor:
+        """Restore images.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            gradients: maps (B, K·C, H, W) and log-norms (B, K).
+
+        Returns:
+            (B, C, H, W) in [0, 1].
+        """
+        maps, log_norms = gradients
+        use_image, use_maps = self.streams in ("both", "image"), self.streams in ("both", "maps")
+        image_stream = self.image_stem((images - 0.5) * (4.0 if use_image else 0.0))
+        maps_stream = self.maps_stem(2.0 * maps if use_maps else torch.zeros_like(maps))
+        norm_bias = self.norm_stem(log_norms / 4.0 if use_maps else torch.zeros_like(log_norms))
+        maps_stream = maps_stream + norm_bias[:, :, None, None]
+        for block in self.blocks:
+            image_stream, maps_stream = block(image_stream, maps_stream)
+        residual = self.tail(torch.cat([image_stream, maps_stream], dim=1))
+        return (images + residual.to(images.dtype)).clamp(0, 1)
+
+
+class TRNRestorer(Restorer):
+    """TRN in front of a classifier, whose gradients it reads.
+
+    Args:
+        network: the restoration network.
+        classifier: images → logits; the classifier that is defended.
+        top_k: see `gradient_maps`.
+        threshold: of the score, chosen on validation images.
+    """
+
+    def __init__(
+        self, network: TwoStreamRestorationNetwork, classifier: nn.Module, *, top_k: int | None = None, threshold: float = float("inf")
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.classifier = classifier
+        self.top_k = top_k
+        self.threshold = threshold
+
+    def forward(self, images: Tensor) -> Restoration:
+        """Restore a batch; `score` is the root mean square of what was removed, in units of 1/255."""
+        gradients = gradient_maps(self.classifier, images, top_k=self.top_k)
+        restored = self.network(images, gradients)
+        residual = images - restored
+        score = residual.flatten(1).square().mean(1).sqrt() * 255
+        maps = {"gradient_maps": gradients.maps, "residual": residual}
+        return Restoration(restored, score, score > self.threshold, torch.full_like(score, torch.nan), maps)
+
+    def differentiable(self, images: Tensor, view: str) -> Tensor:
+        if view == "smooth":
+            with softplus_activations(self.classifier):
+                gradients = gradient_maps(self.classifier, images, top_k=self.top_k, create_graph=True)
+        else:
+            gradients = gradient_maps(self.classifier, images, top_k=self.top_k, create_graph=view == "exact")
+        return self.network(images, gradients)
+
+
+def from_weights(tensors: dict[str, Tensor], description: dict[str, Any], classifier: nn.Module, source: Path) -> TRNRestorer:
+    """A restorer from the contents of a weights file; raises UserError when they do not fit together."""
+    try:
+        network = TwoStreamRestorationNetwork(**description["network"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source}: its description of the network is incomplete ({error})") from None
+    fill(network, tensors, source=source)
+    return TRNRestorer(network, classifier, top_k=description.get("top_k"), threshold=description.get("threshold", float("inf")))

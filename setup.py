@@ -1,0 +1,33 @@
+"""Metadata and dependencies of gandefense; build and tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+plots = ["matplotlib>=3.8"]
+
+setup(
+    name="gandefense",
+    version="0.1.0",
+    description="Train restoration defences against adversarial images, and find out honestly whether they hold",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["gandefense", "gandefense.*"]),
+    package_data={"gandefense": ["py.typed", "weights/**/*.safetensors", "weights/**/*.json"]},
+    install_requires=[
+        "torch>=2.8",
+        "torchvision>=0.23",
+        "kornia>=0.8",
+        "lpips>=0.1.4",
+        "piq>=0.8",
+        "foolbox>=3.3.4",
+        "pyautoattack>=0.2",
+        "omegaconf>=2.3",
+        "safetensors>=0.4",
+        "tensorboard>=2.16",
+        "tqdm>=4.66",
+    ],
+    extras_require={"plots": plots, "dev": [*plots, "pytest>=8", "ruff>=0.6"]},
+)
