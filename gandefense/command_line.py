@@ -10,9 +10,9 @@ from typing import TypeVar
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads slow two busy processes on few cores tenfold
 
-from gandefense import config  # noqa: E402
-from gandefense.errors import UserError  # noqa: E402
-from gandefense.training.run import Run  # noqa: E402
+from gandefense import config
+from gandefense.errors import UserError
+from gandefense.training.run import Run
 
 Schema = TypeVar("Schema")
 
@@ -21,7 +21,9 @@ def split_arguments(arguments: list[str], usage: str) -> tuple[str | None, list[
     """Command-line words as (config path or None, key=value overrides); raises UserError for two configs."""
     configs = [word for word in arguments if "=" not in word]
     if len(configs) > 1 or any(word.startswith("-") for word in configs):
-        raise UserError(f"expected one config file and key=value words, got {' '.join(arguments)}; {usage.strip().splitlines()[-1]}")
+        raise UserError(
+            f"expected one config file and key=value words, got {' '.join(arguments)}; {usage.strip().splitlines()[-1]}"
+        )
     return (configs[0] if configs else None), [word for word in arguments if "=" in word]
 
 

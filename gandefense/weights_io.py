@@ -61,7 +61,9 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({str(error).splitlines()[0]}); copy or train it again") from None
+        raise UserError(
+            f"{path} is not a whole safetensors file ({str(error).splitlines()[0]}); copy or train it again"
+        ) from None
     try:
         if header.get("format") != FORMAT:
             raise ValueError

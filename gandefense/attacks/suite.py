@@ -121,7 +121,9 @@ def check_images(images: Tensor, channels: int | None = None) -> None:
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise UserError("images contain NaN or infinite values")
     if low < -1e-6 or high > 1 + 1e-6:
-        raise UserError(f"images must lie in [0, 1], got [{low.item():.4g}, {high.item():.4g}]; normalisation belongs in the classifier")
+        raise UserError(
+            f"images must lie in [0, 1], got [{low.item():.4g}, {high.item():.4g}]; normalisation belongs in the classifier"
+        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from gandefense.attacks.suite import check_images
 from gandefense.attacks.threats import VIEWS
 from gandefense.errors import UserError
 
+
 class Restoration(NamedTuple):
     """What a restorer makes of a batch.
 

@@ -55,7 +55,9 @@ def loss_gradients(classifier: nn.Module, images: Tensor, *, labels: Tensor | No
         for k in range(labels.shape[1]):
             start = probabilities - F.one_hot(labels[:, k], classes).to(wide.dtype)
             last = k == labels.shape[1] - 1
-            (gradient,) = torch.autograd.grad(wide, point, start, retain_graph=create_graph or not last, create_graph=create_graph)
+            (gradient,) = torch.autograd.grad(
+                wide, point, start, retain_graph=create_graph or not last, create_graph=create_graph
+            )
             gradients.append(gradient)
     return torch.stack(gradients, dim=1)
 

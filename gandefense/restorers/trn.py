@@ -106,7 +106,12 @@ class TRNRestorer(Restorer):
     """
 
     def __init__(
-        self, network: TwoStreamRestorationNetwork, classifier: nn.Module, *, top_k: int | None = None, threshold: float = float("inf")
+        self,
+        network: TwoStreamRestorationNetwork,
+        classifier: nn.Module,
+        *,
+        top_k: int | None = None,
+        threshold: float = float("inf"),
     ) -> None:
         super().__init__()
         self.network = network

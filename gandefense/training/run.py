@@ -210,7 +210,14 @@ class Run:
 
     def progress(self, total: int, unit: str, description: str) -> tqdm:
         """A progress bar that starts at the resumed step, with throughput and time left."""
-        self._bar = tqdm(total=total, initial=self.step, desc=description, unit=unit, dynamic_ncols=True, mininterval=1.0 if sys.stderr.isatty() else 20.0)
+        self._bar = tqdm(
+            total=total,
+            initial=self.step,
+            desc=description,
+            unit=unit,
+            dynamic_ncols=True,
+            mininterval=1.0 if sys.stderr.isatty() else 20.0,
+        )
         return self._bar
 
     def log(self, scalars: dict[str, float], *, images: int = 0) -> None:

@@ -1,0 +1,192 @@
+"""Attacked sets against a frozen classifier: made once, kept on disk, memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gandefense.attacks.suite import AttackSpec, attack, check_spec
+from gandefense.data.batches import to_float
+from gandefense.data.datasets import Images
+from gandefense.data.sources import data_root
+from gandefense.errors import UserError
+from gandefense.weights_io import write_text
+
+CHUNK = 256  # images attacked at a time, all with one attack and one budget
+
+
+@dataclass
+class AttackedSetConfig:
+    """Which attacked images a restorer is trained on. Chunks of 256 rows take the attacks in turn, then the budgets."""
+
+    rows: int = 60_000  # attacked images in all; more than the data set's means several attacks on an image
+    attacks: list[str] = field(default_factory=lambda: ["fgsm", "ffgsm", "bim", "pgd", "mim", "none"])  # "none": clean pairs
+    budgets: list[float] = field(default_factory=lambda: [4 / 255, 8 / 255, 8 / 255, 12 / 255])
+    steps: int = 10  # of the iterative attacks
+    labels: list[str] = field(default_factory=lambda: ["true"])  # see AttackSpec.labels; taken in turn after the budgets
+    seed: int = 0
+    precision: str = "bf16"  # of the classifier while it is attacked (training data only; evaluation attacks in float32)
+
+
+class _Autocast(nn.Module):
+    def __init__(self, network: nn.Module, enabled: bool) -> None:
+        super().__init__()
+        self.network, self.enabled = network, enabled
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.enabled):
+            return self.network(images).float()
+
+
+@dataclass
+class AttackedSet:
+    """An attacked set on disk.
+
+    Attributes:
+        folder: where it lies.
+        source: (N,) position of each row's clean image in the data it was made from.
+        attacked: (N, C, H, W) float16 in [0, 1], memory-mapped.
+        specs: one AttackSpec per chunk of CHUNK rows; None for clean rows.
+    """
+
+    folder: Path
+    source: Tensor
+    attacked: np.ndarray
+    specs: list[AttackSpec | None]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def rows(self, chosen: Tensor) -> Tensor:
+        """The attacked images of some rows (B,), as float32 (B, C, H, W)."""
+        return torch.from_numpy(self.attacked[chosen.numpy()]).float()
+
+    def is_attacked(self, chosen: Tensor) -> Tensor:
+        """Whether each of some rows (B,) is attacked rather than clean, as bool (B,)."""
+        flags = torch.tensor([spec is not None for spec in self.specs])
+        return flags[chosen // CHUNK]
+
+
+def _specs(config: AttackedSetConfig) -> list[AttackSpec | None]:
+    specs: list[AttackSpec | None] = []
+    for chunk in range(-(-config.rows // CHUNK)):
+        name = config.attacks[chunk % len(config.attacks)]
+        turn = chunk // len(config.attacks)
+        eps = config.budgets[turn % len(config.budgets)]
+        labels = config.labels[(turn // len(config.budgets)) % len(config.labels)]
+        spec = None if name == "none" else AttackSpec(name, eps=eps, steps=config.steps, labels=labels)
+        if spec is not None:
+            check_spec(spec)
+        specs.append(spec)
+    return specs
+
+
+def fingerprint(classifier: nn.Module, *parts: object) -> str:
+    """Twelve hexadecimal digits that stand for a classifier's weights and whatever else is given."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(classifier.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
+        )
+    for part in parts:
+        digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:12]
+
+
+def memory_mapped(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """A memory-mapped array: the existing one when it fits, else a new one of zeros."""
+    if path.is_file():
+        try:
+            array = np.lib.format.open_memmap(path, mode="r+")
+            if array.shape == shape and array.dtype == np.dtype(dtype):
+                return array
+        except (ValueError, OSError):
+            pass
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def remaining_chunks(count: int, done: np.ndarray, description: str) -> Iterator[tuple[int, slice]]:
+    """Walk over the chunks that are not done yet, with a progress bar, and mark each when the caller comes back for the next.
+
+    Args:
+        count: rows in all.
+        done: (chunks,) bool, memory-mapped; a chunk must be on disk before the next one is asked for.
+        description: of the progress bar.
+
+    Yields:
+        The chunk's number and its rows.
+    """
+    waiting = np.flatnonzero(~done)
+    quiet = 1.0 if sys.stderr.isatty() else 20.0
+    finished = min(count, (len(done) - len(waiting)) * CHUNK)
+    with tqdm(total=count, initial=finished, desc=description, unit="image", mininterval=quiet, dynamic_ncols=True) as bar:
+        for chunk in waiting.tolist():
+            rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, count))
+            yield chunk, rows
+            done[chunk] = True
+            done.flush()
+            bar.update(rows.stop - rows.start)
+
+
+def attacked_set(
+    classifier: nn.Module,
+    images: Images,
+    config: AttackedSetConfig,
+    *,
+    device: torch.device,
+    root: str | None = None,
+    name: str = "set",
+) -> AttackedSet:
+    """Open the attacked set of a classifier, making it first where it is missing or incomplete.
+
+    Every chunk is marked when it is on disk, so that a killed process goes on where it stopped.
+
+    Args:
+        classifier: images (B, C, H, W) in [0, 1] → logits; in eval mode.
+        images: clean images.
+        config: attacks, budgets, rows.
+        device: to attack on.
+        root: the data root; the set lies in its sub-folder `attacked`.
+        name: begins the set's folder name.
+
+    Raises:
+        UserError: an unknown attack, an empty list, or a folder that cannot be written.
+    """
+    if not config.attacks or not config.budgets or not config.labels or config.rows < 1:
+        raise UserError("an attacked set needs at least one attack, one budget, one kind of labels and one row")
+    specs = _specs(config)
+    key = fingerprint(classifier, asdict(config), images.index.tolist())
+    folder = data_root(root) / "attacked" / f"{name}-{key}"
+    generator = torch.Generator().manual_seed(config.seed)
+    copies = -(-config.rows // len(images.labels))
+    source = torch.cat([torch.randperm(len(images.labels), generator=generator) for _ in range(copies)])[: config.rows]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        done = memory_mapped(folder / "done.npy", (len(specs),), "bool")
+        if not (folder / "attacked.npy").is_file():
+            done[:] = False
+        attacked = memory_mapped(folder / "attacked.npy", (config.rows, *images.images.shape[1:]), "float16")
+        write_text(folder / "config.json", json.dumps(asdict(config), indent=2))
+    except OSError as error:
+        raise UserError(f"cannot write the attacked set {folder}: {error.strerror}; set data.root or GANDEFENSE_DATA") from None
+    if not done.all():
+        network = _Autocast(classifier, enabled=config.precision == "bf16")
+        for chunk, rows in remaining_chunks(config.rows, done, "attacked set"):
+            clean = to_float(images.images[source[rows]].to(device))
+            labels = images.labels[source[rows]].to(device)
+            spec = specs[chunk]
+            result = clean if spec is None else attack(network, clean, labels, spec, seed=config.seed + chunk).images
+            attacked[rows] = result.cpu().numpy().astype(np.float16)
+            attacked.flush()
+    return AttackedSet(folder, source, np.load(folder / "attacked.npy", mmap_mode="r"), specs)

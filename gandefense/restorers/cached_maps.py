@@ -1,0 +1,63 @@
+"""Gradient maps of a whole attacked set, made once: the classifier is frozen, so they do not change between epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gandefense.attacks.cache import AttackedSet, memory_mapped, remaining_chunks
+from gandefense.attacks.suite import frozen
+from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
+
+
+class CachedMaps:
+    """Gradient maps of an attacked set on disk: int8 (N, K·C, H, W), 127 standing for 1, and float16 log-norms (N, K)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.maps = np.load(folder / "maps.npy", mmap_mode="r")
+        self.log_norms = np.load(folder / "log_norms.npy", mmap_mode="r")
+
+    def rows(self, chosen: Tensor) -> GradientMaps:
+        """Maps (B, K·C, H, W) in [-1, 1] and log-norms (B, K) of some rows (B,), as float32."""
+        index = chosen.numpy()
+        maps = torch.from_numpy(self.maps[index]).float().div_(127)
+        return GradientMaps(maps, torch.from_numpy(self.log_norms[index]).float())
+
+
+def cached_maps(
+    classifier: nn.Module, attacked: AttackedSet, classes: int, *, device: torch.device, precision: str, top_k: int | None = None
+) -> CachedMaps:
+    """Open the gradient maps of an attacked set, making them first where they are missing or incomplete.
+
+    Args:
+        classifier: the network that the set attacks, in eval mode.
+        attacked: the set; the maps are stored in its folder.
+        classes: K, the classifier's number of logits.
+        device: to compute on.
+        precision: "bf16" or "float32".
+        top_k: see `gradient_maps`.
+    """
+    labels = top_k or classes
+    folder = attacked.folder / f"maps-{labels}-{precision}"
+    folder.mkdir(exist_ok=True)
+    count, channels, height, width = attacked.attacked.shape
+    fresh = not (folder / "maps.npy").is_file()
+    maps = memory_mapped(folder / "maps.npy", (count, labels * channels, height, width), "int8")
+    norms = memory_mapped(folder / "log_norms.npy", (count, labels), "float16")
+    done = memory_mapped(folder / "done.npy", (len(attacked.specs),), "bool")
+    if fresh:
+        done[:] = False
+    if not done.all():
+        with frozen(classifier):
+            for _, rows in remaining_chunks(count, done, "gradient maps"):
+                batch = attacked.rows(torch.arange(rows.start, rows.stop)).to(device)
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                    made = gradient_maps(classifier, batch.contiguous(memory_format=torch.channels_last), top_k=top_k)
+                maps[rows] = (made.maps * 127).round().to(torch.int8).cpu().numpy()
+                norms[rows] = made.log_norms.cpu().numpy().astype(np.float16)
+                maps.flush()
+                norms.flush()
+    return CachedMaps(folder)

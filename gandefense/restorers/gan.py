@@ -1,0 +1,134 @@
+"""The GAN defence: detect → clean → regenerate, image by image, until the result passes and settles."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gandefense.errors import UserError
+from gandefense.restorers.base import Restoration, Restorer
+from gandefense.restorers.generator import Generator
+from gandefense.restorers.perturbation_classifier import PerturbationClassifier
+from gandefense.restorers.sparsity_mapping import ISMNS
+from gandefense.weights_io import fill
+
+SOFTNESS = 1.0  # temperature of the soft decision that the `smooth` view differentiates, in units of the attack logit
+
+
+class Round(NamedTuple):
+    """One detect → clean → regenerate round: images (B, C, H, W), logit and level (B,), sparsity (B, 1, H, W)."""
+
+    cleaned: Tensor
+    regenerated: Tensor
+    logit: Tensor
+    level: Tensor
+    sparsity: Tensor
+
+
+class GANNetworks(nn.Module):
+    """The three networks that the defence needs at test time: ISMN, perturbation classifier, generator.
+
+    Args:
+        channels: of the image.
+        size: of the image.
+        ismn: "full" or "paper", see sparsity_mapping.
+        width: of the generator at full resolution.
+    """
+
+    def __init__(self, *, channels: int, size: int, ismn: str = "full", width: int = 24) -> None:
+        super().__init__()
+        if ismn not in ISMNS:
+            raise UserError(f"unknown ISMN {ismn!r}; known: {', '.join(ISMNS)}")
+        self.ismn = ISMNS[ismn](channels=channels, size=size)
+        self.perturbation = PerturbationClassifier(channels=channels)
+        self.generator = Generator(channels=channels, size=size, width=width)
+
+    def forward(self, images: Tensor, *, constant_level: bool = False) -> Round:
+        """One round on images (B, C, H, W) in [0, 1].
+
+        Args:
+            images: the batch.
+            constant_level: hold the detector's level constant for differentiation (`detached` view).
+        """
+        cleaned, code, sparsity = self.ismn(images)
+        logit, level = self.perturbation(images, cleaned, code)
+        regenerated = self.generator(cleaned, code, level.detach() if constant_level else level)
+        return Round(cleaned, regenerated, logit, level, sparsity)
+
+    def detect(self, images: Tensor) -> Tensor:
+        """The attack logit (B,) of images (B, C, H, W) in [0, 1]."""
+        cleaned, code, _ = self.ismn(images)
+        return self.perturbation(images, cleaned, code)[0]
+
+
+class GANRestorer(Restorer):
+    """The loop around the networks.
+
+    An image that is not flagged leaves untouched. A flagged one is cleaned and regenerated; the result is given to the
+    detector again, and the image is finished when it passes *and* the last two versions agree (the cleaned image
+    counts as the version before the first), or after `rounds` rounds. Finished images leave the batch.
+
+    Args:
+        networks: ISMN, perturbation classifier, generator.
+        threshold: of the attack logit, chosen on validation images for a false-positive rate.
+        rounds: the most rounds an image gets.
+        tolerance: mean absolute difference, in pixel units, under which two versions agree.
+    """
+
+    def __init__(self, networks: GANNetworks, *, threshold: float = 0.0, rounds: int = 2, tolerance: float = 4 / 255) -> None:
+        super().__init__()
+        self.networks = networks
+        self.threshold = threshold
+        self.rounds = rounds
+        self.tolerance = tolerance
+
+    def forward(self, images: Tensor) -> Restoration:
+        """Restore a batch; `maps` holds the sparsity map, what the ISMN left, and the image after each round."""
+        return self._loop(images, constant_level=False)
+
+    def differentiable(self, images: Tensor, view: str) -> Tensor:
+        """Restored images with a gradient.
+
+        The decisions are hard thresholds: their gradient is zero almost everywhere, in every view but `smooth`, which
+        mixes image and restored image by a sigmoid of the attack logit. `detached` also holds the level constant.
+        """
+        if view == "smooth":
+            first = self.networks(images)
+            share = torch.sigmoid((first.logit - self.threshold) / SOFTNESS).view(-1, 1, 1, 1)
+            return images + share * (first.regenerated - images)
+        return self._loop(images, constant_level=view == "detached").images
+
+    def _loop(self, images: Tensor, *, constant_level: bool) -> Restoration:
+        first = self.networks(images, constant_level=constant_level)
+        flagged = first.logit.detach() > self.threshold
+        maps = {"sparsity": first.sparsity, "cleaned": first.cleaned}
+        restored = torch.where(flagged.view(-1, 1, 1, 1), first.regenerated, images)
+        maps["round_1"] = restored
+        active = flagged.nonzero()[:, 0]
+        regenerated, previous = first.regenerated[active], first.cleaned[active]
+        for number in range(2, self.rounds + 1):
+            with torch.no_grad():
+                settled = (regenerated - previous).abs().mean((1, 2, 3)) < self.tolerance
+                goes_on = ~(settled & (self.networks.detect(regenerated) <= self.threshold)) if len(active) else settled
+            active, previous = active[goes_on], regenerated[goes_on]
+            if len(active):
+                regenerated = self.networks(previous, constant_level=constant_level).regenerated
+                restored = restored.index_copy(0, active, regenerated)
+            maps[f"round_{number}"] = restored
+        maps["residual"] = images - restored
+        return Restoration(restored, first.logit, flagged, first.level, maps)
+
+
+def from_weights(tensors: dict[str, Tensor], description: dict[str, Any], classifier: nn.Module, source: Path) -> GANRestorer:
+    """A restorer from the contents of a weights file; raises UserError when they do not fit together."""
+    try:
+        networks = GANNetworks(**description["network"])
+        loop = copy.copy(description["loop"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source}: its description of the network is incomplete ({error})") from None
+    fill(networks, tensors, source=source)
+    return GANRestorer(networks, **loop)

@@ -1,0 +1,408 @@
+"""Training the GAN defence: a distilled student, then ISMN, perturbation classifier, generator and discriminator together."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gandefense import classifiers, zoo
+from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set
+from gandefense.attacks.noise import gaussian_signed
+from gandefense.attacks.suite import frozen
+from gandefense.config import DataConfig, RunConfig
+from gandefense.data import datasets
+from gandefense.data.batches import augmentation, batch_indices, to_float
+from gandefense.errors import UserError
+from gandefense.restorers.discriminator import Discriminator, discriminator_loss, generator_loss, r1_penalty
+from gandefense.restorers.gan import GANNetworks, GANRestorer
+from gandefense.training.classifier import accuracy
+from gandefense.training.run import Run, autocast, check_finite, choose_device, exponential_average, open_run
+from gandefense.training.trn import distillation, warm_cosine
+from gandefense.weights_io import save_weights
+
+
+@dataclass
+class GANNetworkConfig:
+    """The networks, see GANNetworks and Discriminator."""
+
+    ismn: str = "full"  # full, or paper: the tables to the letter
+    width: int = 24  # generator's channels at full resolution
+    discriminator_width: int = 32
+
+
+@dataclass
+class StudentConfig:
+    """Phase 1, defensive distillation with adversarial training: the student learns the teacher's soft labels on attacked images."""
+
+    steps: int = 800
+    batch_size: int = 128
+    learning_rate: float = 0.02  # peak, SGD with momentum 0.9
+    temperature: float = 4.0  # of teacher and student (Papernot et al. 2016); the student answers at temperature 1
+    eps: float = 8 / 255  # largest budget of the single-step attack on the student, drawn uniformly from 0 for each image
+    noise: float = 0.4  # largest Gaussian level on the [-1, 1] scale, on every fourth image
+
+
+@dataclass
+class LossConfig:
+    """Weights of phase 2's losses."""
+
+    pixel: float = 150.0  # mean absolute error of the regenerated image
+    cleaned: float = 50.0  # mean absolute error of the ISMN's output, our reading of eq. (3)
+    classifier: float = 0.4  # KL between the defended classifier's answers on clean and on regenerated images
+    student: float = 0.1  # cross-entropy through the distilled classifier, true labels
+    class_ramp: int = 400  # steps over which the two weights above grow from 0
+    adversarial: float = 0.02  # non-saturating GAN loss
+    r1: float = 0.1  # gradient penalty of the discriminator on clean images (Mescheder et al. 2018)
+    r1_every: int = 16  # steps between two penalties; the weight is multiplied by it
+    lpips: float = 0.0  # perceptual loss; off at 32×32, where AlexNet's first layer leaves 7×7 positions; for 64 pixels and up
+    sparsity: float = 0.5  # mean of the sparsity map on clean images: where nothing is perturbed the map should be empty
+    code_rate: float = 0.1  # DDSA's sparsity rate: how fast the code's bias follows its target activation of 0.1
+    detection: float = 1.0  # cross-entropy of "attacked or not"
+    level: float = 5.0  # mean absolute error of the attack level
+
+
+@dataclass
+class GANTrainConfig:
+    """Phase 2: what a batch is made of, and the optimisers."""
+
+    steps: int = 5000
+    batch_size: int = 128
+    learning_rate: float = 1.5e-3  # peak, Adam; ISMN, perturbation classifier, generator
+    discriminator_rate: float = 2e-4  # Adam with β₁ = 0
+    warmup: int = 100
+    noise_share: float = 0.35  # of a batch: Gaussian noise, level uniform in (0, noise_level]
+    noise_level: float = 0.5  # on the [-1, 1] scale
+    random_step_share: float = 0.05  # of a batch: eq. (2), a random vector plus a randomised gradient step
+    replay_share: float = 0.08  # of a batch: earlier regenerated images, so that a second round does no harm
+    ema_decay: float = 0.998
+    gradient_clip: float = 5.0
+
+
+@dataclass
+class LoopConfig:
+    """The detect → clean → regenerate loop at test time, see GANRestorer."""
+
+    rounds: int = 2
+    tolerance: float = 4 / 255
+    false_positive_rate: float = 0.05  # of the detection threshold, on validation images
+
+
+@dataclass
+class GANConfig:
+    """tools/train_gan.py"""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    classifier: str = "cifar10/classifier"  # the defended classifier, and the student's teacher
+    student: str = "same"  # the student's architecture; "same": the teacher's, started from its weights
+    attacked: AttackedSetConfig = field(default_factory=AttackedSetConfig)
+    network: GANNetworkConfig = field(default_factory=GANNetworkConfig)
+    distil: StudentConfig = field(default_factory=StudentConfig)
+    train: GANTrainConfig = field(default_factory=GANTrainConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    resume: str | None = None
+
+
+def perturbation_level(images: Tensor, clean: Tensor) -> Tensor:
+    """Root mean square (B,) of a perturbation on the [-1, 1] scale; images (B, C, H, W) in [0, 1]."""
+    return 2 * (images - clean).flatten(1).square().mean(1).sqrt()
+
+
+def random_step(network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+    """Eq. (2) of the ISMN paper: x_adv = x̂ + (ε − φ) ∇ J(x̂, y), our reading.
+
+    x̂ is a random vector near the image, φ a noise factor that shortens the step; we draw φ uniformly from [0, ε], take
+    the gradient's sign as in eq. (1), and stay within ε of the image, as R+FGSM does (Tramèr et al. 2018).
+
+    Args:
+        network: a frozen classifier.
+        images: (B, C, H, W) in [0, 1].
+        labels: (B,).
+        eps: budget in pixel units.
+    """
+    factor = eps * torch.rand(len(images), 1, 1, 1, device=images.device)
+    start = (images + factor * torch.randn_like(images).sign()).clamp(0, 1).requires_grad_(True)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(F.cross_entropy(network(start).float(), labels, reduction="sum"), start)
+    return (start.detach() + (eps - factor) * gradient.sign()).clamp(0, 1)
+
+
+def student_step(config: StudentConfig, student: nn.Module, teacher: nn.Module, clean: Tensor) -> Tensor:
+    """One distillation loss: the student on attacked and noisy images against the teacher's soft labels on the clean ones.
+
+    The attack is one signed step from a random start on the student itself, with a budget drawn for each image.
+    """
+    temperature = config.temperature
+    with torch.no_grad():
+        soft = teacher(clean) / temperature
+    with frozen(student):
+        budget = config.eps * torch.rand(len(clean), 1, 1, 1, device=clean.device)
+        start = (clean + budget * (2 * torch.rand_like(clean) - 1)).clamp(0, 1).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(distillation(student(start) / temperature, soft), start)
+    attacked = (clean + ((start.detach() - clean) + 1.25 * budget * gradient.sign()).clamp(-budget, budget)).clamp(0, 1)
+    attacked[::4] = gaussian_signed(clean[::4], config.noise * torch.rand(len(clean[::4]), 1, 1, 1, device=clean.device))
+    return temperature**2 * distillation(student(attacked) / temperature, soft)
+
+
+def train(config: GANConfig) -> Path:
+    """Train the GAN defence and write it as model.safetensors (and student.safetensors) into its run folder.
+
+    Returns:
+        The weights' path.
+
+    Raises:
+        UserError: bad data, config or checkpoint, or a loss that is no longer finite.
+    """
+    options, weights = config.train, config.loss
+    device = choose_device(config.run.device)
+    data = datasets.describe(config.data.name)
+    lpips = _lpips(device) if weights.lpips > 0 else None
+    teacher_kind = zoo.describe(config.classifier)["architecture"]
+    teacher = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
+    images = datasets.load(config.data, "train", seed=config.run.seed)
+    validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+    run = open_run("gan", config, config.run, config.resume)
+    if run.finished:
+        print(f"this run is finished: {run.folder / 'model.safetensors'}")
+        return run.folder / "model.safetensors"
+
+    place = {"device": device, "root": config.data.root}
+    attacked = attacked_set(teacher, images, config.attacked, **place, name=f"{data.name}-train")
+    small = AttackedSetConfig(rows=6 * 256, budgets=[8 / 255], seed=1, precision="float32")
+    held_out = attacked_set(teacher, validation, small, **place, name=f"{data.name}-validation")
+
+    student_kind = teacher_kind if config.student == "same" else config.student
+    student = copy.deepcopy(teacher) if config.student == "same" else classifiers.build(student_kind, data)
+    student = student.to(device, memory_format=torch.channels_last)
+    shape = {"channels": data.channels, "size": data.size, "ismn": config.network.ismn, "width": config.network.width}
+    networks = GANNetworks(**shape).to(device, memory_format=torch.channels_last)
+    discriminator = Discriminator(channels=data.channels, size=data.size, width=config.network.discriminator_width)
+    discriminator = discriminator.to(device, memory_format=torch.channels_last)
+    average = exponential_average(networks, options.ema_decay)
+    student_optimiser = torch.optim.SGD(student.parameters(), lr=config.distil.learning_rate, momentum=0.9, weight_decay=5e-4)
+    optimiser = torch.optim.Adam(networks.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
+    discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.discriminator_rate, betas=(0.0, 0.99))
+    run.restore(
+        student=student,
+        student_optimiser=student_optimiser,
+        networks=networks,
+        average=average,
+        optimiser=optimiser,
+        discriminator=discriminator,
+        discriminator_optimiser=discriminator_optimiser,
+    )
+    restorer = GANRestorer(average.module, rounds=config.loop.rounds, tolerance=config.loop.tolerance).eval()
+    bar = run.progress(config.distil.steps + options.steps, "step", "gan")
+
+    # Phase 1: teacher → student.
+    augment = augmentation(data.size)
+    student.train()
+    total = torch.zeros((), device=device)
+    for step in range(run.step, config.distil.steps):
+        chosen = batch_indices(len(images.labels), config.distil.batch_size, step, config.run.seed)
+        clean = augment(to_float(images.images[chosen].to(device))).contiguous(memory_format=torch.channels_last)
+        for group in student_optimiser.param_groups:
+            group["lr"] = config.distil.learning_rate * warm_cosine(step, config.distil.steps, 50)
+        with autocast(device, config.run.precision):
+            loss = student_step(config.distil, student, teacher, clean)
+        student_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        student_optimiser.step()
+        total += loss.detach()
+        run.step = step + 1
+        bar.update()
+        if run.step % config.run.log_every == 0:
+            check_finite(total, run)
+            run.log({"student/loss": total.item() / config.run.log_every}, images=config.run.log_every * len(clean))
+            total.zero_()
+        if run.step == config.distil.steps:
+            run.log({"student/validation_accuracy": accuracy(student, validation, device)})
+        if run.checkpoint_due() or run.step == config.distil.steps:
+            run.save()
+    student.eval().requires_grad_(False)
+    teacher.requires_grad_(False)
+
+    # Phase 2: ISMN, perturbation classifier and generator against the discriminator.
+    networks.train()
+    replay_images, replay_clean = run.extra.get("replay_images"), run.extra.get("replay_clean")
+    sums: dict[str, Tensor] = {}
+    for step in range(run.step - config.distil.steps, options.steps):
+        rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
+        source = attacked.source[rows]
+        clean, labels = to_float(images.images[source].to(device)), images.labels[source].to(device)
+        batch = attacked.rows(rows).to(device)
+        noisy = round(options.noise_share * len(batch))
+        stepped = noisy + round(options.random_step_share * len(batch))
+        replayed = stepped + round(options.replay_share * len(batch))
+        # A batch's first images get other perturbations than the cached ones: noise, eq. (2), earlier regenerations.
+        levels = options.noise_level * torch.rand(noisy, 1, 1, 1, device=device)
+        batch[:noisy] = gaussian_signed(clean[:noisy], levels)
+        batch[noisy:stepped] = random_step(teacher, clean[noisy:stepped], labels[noisy:stepped], 8 / 255)
+        if replay_images is not None:
+            batch[stepped:replayed], clean[stepped:replayed] = replay_images.to(device), replay_clean.to(device)
+        level = perturbation_level(batch, clean)
+        is_attacked = (level > 0.5 / 255).float()
+        judged = torch.ones_like(level)
+        judged[stepped:replayed] = (
+            0  # whether a regenerated image counts as attacked is what the loop asks, not what it is taught
+        )
+        batch = batch.contiguous(memory_format=torch.channels_last)
+
+        with autocast(device, config.run.precision):
+            made = networks(batch)
+            with torch.no_grad():
+                goal = teacher(clean.contiguous(memory_format=torch.channels_last)).float()
+            regenerated = made.regenerated.contiguous(memory_format=torch.channels_last)
+            logits, student_logits = teacher(regenerated).float(), student(regenerated).float()
+            right_label = goal.argmax(1)
+            fake_score = discriminator(regenerated)
+        ramp = min(1.0, step / max(1, weights.class_ramp))
+        losses = {
+            "pixel": weights.pixel * (made.regenerated - clean).abs().mean(),
+            "cleaned": weights.cleaned * (made.cleaned - clean).abs().mean(),
+            "classifier": ramp * weights.classifier * distillation(logits, goal),
+            "student": ramp * weights.student * F.cross_entropy(student_logits, right_label),
+            "adversarial": weights.adversarial * generator_loss(fake_score),
+            "sparsity": weights.sparsity * (made.sparsity.mean((1, 2, 3)) * (1 - is_attacked)).mean(),
+            "detection": weights.detection
+            * (F.binary_cross_entropy_with_logits(made.logit, is_attacked, reduction="none") * judged).mean(),
+            "level": weights.level * (made.level - level).abs().mean(),
+        }
+        if lpips is not None:
+            losses["lpips"] = weights.lpips * lpips(made.regenerated.float() * 2 - 1, clean * 2 - 1).mean()
+        loss = torch.stack(list(losses.values())).sum()
+        for group in optimiser.param_groups:
+            group["lr"] = options.learning_rate * warm_cosine(step, options.steps, options.warmup)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(networks.parameters(), options.gradient_clip)
+        optimiser.step()
+        networks.ismn.encoder.code.update_bias(optimiser.param_groups[0]["lr"] * weights.code_rate)
+        average.update_parameters(networks)
+
+        # The discriminator's mix: clean images are real, regenerated and attacked ones are fake.
+        half = len(batch) // 2
+        fake = torch.cat([made.regenerated.detach()[:half], batch[half:]])[torch.cat([judged[:half], is_attacked[half:]]) > 0]
+        with autocast(device, config.run.precision):
+            real_score = discriminator(clean.contiguous(memory_format=torch.channels_last))
+            discriminator_total = discriminator_loss(
+                real_score, discriminator(fake.contiguous(memory_format=torch.channels_last))
+            )
+        penalty = torch.zeros((), device=device)
+        if step % weights.r1_every == 0:
+            penalty = r1_penalty(discriminator, clean)
+        discriminator_optimiser.zero_grad(set_to_none=True)
+        (discriminator_total + weights.r1 * weights.r1_every * penalty).backward()
+        discriminator_optimiser.step()
+
+        size = replayed - stepped
+        replay_images, replay_clean = made.regenerated.detach()[-size:].float().cpu(), clean[-size:].cpu()
+        run.extra = {"replay_images": replay_images, "replay_clean": replay_clean} if size else {}
+        if not size:
+            replay_images = None
+        run.step = config.distil.steps + step + 1
+        bar.update()
+        with torch.no_grad():
+            scalars = {f"loss/{name}": value.detach() for name, value in losses.items()} | {
+                "loss/discriminator": discriminator_total.detach(),
+                "discriminator/real": real_score.mean().detach(),
+                "discriminator/fake": fake_score.mean().detach(),
+                "train/pixel_error": (made.regenerated - clean).abs().mean().detach() * 255,
+                "train/accuracy": (logits.argmax(1) == labels).float().mean(),
+                "train/code_activation": networks.ismn.encoder.code.mean_activation.mean(),
+            }
+            if step % weights.r1_every == 0:
+                run.log({"loss/r1": penalty.item()}) if run.step % (weights.r1_every * config.run.log_every) == 1 else None
+        sums = {name: sums.get(name, 0.0) + value for name, value in scalars.items()}
+        if run.step % config.run.log_every == 0:
+            check_finite(loss.detach(), run)
+            run.log(
+                {name: value.item() / config.run.log_every for name, value in sums.items()},
+                images=config.run.log_every * len(batch),
+            )
+            sums = {}
+        if run.step % config.run.image_every == 0 or step + 1 == options.steps:
+            restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
+            run.log(validate(restorer, teacher, held_out, validation, device))
+            grids(run, restorer, held_out, validation, device)
+        if run.checkpoint_due():
+            run.save()
+
+    restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
+    measured = validate(restorer, teacher, held_out, validation, device)
+    metadata = {
+        "kind": "gan",
+        "data": data.name,
+        "classifier": config.classifier,
+        "network": shape,
+        "loop": {"threshold": restorer.threshold, "rounds": config.loop.rounds, "tolerance": config.loop.tolerance},
+        "measured": measured,
+    }
+    student_card = {"kind": "classifier", "architecture": student_kind, "data": data.name, "distilled_from": config.classifier}
+    save_weights(run.folder / "student.safetensors", student.state_dict(), {**student_card, "recipe": asdict(config.distil)})
+    path = run.finish(average.module.state_dict(), metadata)
+    print(f"{measured}; weights: {path}")
+    return path
+
+
+def _lpips(device: torch.device) -> nn.Module:
+    from gandefense.evaluation.metrics import lpips_network
+
+    network = lpips_network()
+    if network is None:
+        raise UserError("loss.lpips > 0 needs LPIPS's AlexNet weights; set GANDEFENSE_LPIPS_BACKBONE, or loss.lpips=0")
+    return network.to(device)
+
+
+@torch.no_grad()
+def choose_threshold(networks: GANNetworks, validation: datasets.Images, rate: float, device: torch.device) -> float:
+    """The attack logit that a fraction `rate` of clean validation images exceeds."""
+    was_training = networks.training
+    networks.eval()
+    logits = torch.cat([networks.detect(to_float(part.to(device))) for part in validation.images.split(256)])
+    networks.train(was_training)
+    return logits.float().quantile(1 - rate).item()
+
+
+@torch.no_grad()
+def validate(
+    restorer: GANRestorer, classifier: nn.Module, attacked: AttackedSet, images: datasets.Images, device: torch.device
+) -> dict[str, float]:
+    """Validation accuracy behind the restorer, in float32: clean, attacked at 8/255, Gaussian levels; and the rate of flags."""
+    restorer.eval()
+    right: dict[str, list[Tensor]] = {}
+    generator = torch.Generator().manual_seed(0)
+    for rows in torch.arange(len(attacked)).split(256):
+        clean = to_float(images.images[attacked.source[rows]])
+        labels = images.labels[attacked.source[rows]].to(device)
+        flags = attacked.is_attacked(rows)
+        noise = torch.randn(clean.shape, generator=generator)
+        inputs = {"attacked": attacked.rows(rows)[flags], "clean": clean[~flags]}
+        truth = {"attacked": labels[flags.to(device)], "clean": labels[~flags.to(device)]}
+        for level in (0.2, 0.4):
+            inputs[f"gaussian_{level}"] = (clean + level / 2 * noise).clamp(0, 1)[~flags]
+            truth[f"gaussian_{level}"] = truth["clean"]
+        for name, batch in inputs.items():
+            if len(batch):
+                restoration = restorer(batch.to(device))
+                right.setdefault(name, []).append(classifier(restoration.images).argmax(1) == truth[name])
+                right.setdefault(f"flagged_{name}", []).append(restoration.flagged)
+    return {f"validation/{name}": torch.cat(values).float().mean().item() for name, values in right.items()}
+
+
+@torch.no_grad()
+def grids(run: Run, restorer: GANRestorer, attacked: AttackedSet, images: datasets.Images, device: torch.device) -> None:
+    """Fixed grids: clean · attacked · sparsity map · cleaned · each round · residual ×10, for the attacks and a noise level."""
+    rows = torch.arange(0, len(attacked), max(1, len(attacked) // 12))[:12]
+    clean = to_float(images.images[attacked.source[rows]])
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    for name, batch in {"attacked": attacked.rows(rows), "gaussian_0.3": (clean + 0.15 * noise).clamp(0, 1)}.items():
+        made = restorer(batch.to(device)).maps
+        rounds = [made[f"round_{number + 1}"] for number in range(restorer.rounds)]
+        run.grid(f"validation/{name}", [clean, batch, made["sparsity"], made["cleaned"], *rounds, made["residual"] * 5 + 0.5])

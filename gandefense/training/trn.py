@@ -1,0 +1,205 @@
+"""Training TRN from cached attacked images and gradient maps, from top to bottom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gandefense import zoo
+from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set
+from gandefense.attacks.suite import frozen
+from gandefense.config import DataConfig, RunConfig
+from gandefense.data import datasets
+from gandefense.data.batches import batch_indices, to_float
+from gandefense.restorers.cached_maps import cached_maps
+from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
+from gandefense.restorers.trn import TRNRestorer, TwoStreamRestorationNetwork
+from gandefense.training.run import autocast, check_finite, choose_device, exponential_average, open_run
+
+
+@dataclass
+class TRNNetworkConfig:
+    """The network, see TwoStreamRestorationNetwork."""
+
+    width: int = 32
+    blocks: int = 4
+    streams: str = "both"
+    top_k: int | None = None  # gradient maps of the most probable labels only; None: of all
+
+
+@dataclass
+class TRNTrainConfig:
+    """Loss and optimiser. The balance of the two losses decides everything: pixels first, classes ramped up."""
+
+    steps: int = 6000
+    batch_size: int = 128
+    learning_rate: float = 2e-3  # peak, Adam
+    warmup: int = 100  # steps in which the learning rate rises
+    pixel_weight: float = 200.0  # of the mean absolute pixel error
+    class_weight: float = 0.3  # of KL(classifier on clean ‖ classifier on restored)
+    class_ramp: int = 400  # steps over which class_weight grows from 0
+    ema_decay: float = 0.998
+    gradient_clip: float = 5.0  # norm
+
+
+@dataclass
+class TRNConfig:
+    """tools/train_trn.py"""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    classifier: str = "cifar10/classifier"  # zoo name, run folder or safetensors file
+    attacked: AttackedSetConfig = field(default_factory=AttackedSetConfig)
+    network: TRNNetworkConfig = field(default_factory=TRNNetworkConfig)
+    train: TRNTrainConfig = field(default_factory=TRNTrainConfig)
+    false_positive_rate: float = 0.05  # of the detection threshold, on validation images
+    resume: str | None = None
+
+
+def warm_cosine(step: int, steps: int, warmup: int) -> float:
+    """Learning-rate factor: linear from 0 to 1 over `warmup` steps, then half a cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (step - warmup) / max(1, steps - warmup))).item())
+
+
+def distillation(logits: Tensor, goal: Tensor) -> Tensor:
+    """KL(softmax(goal) ‖ softmax(logits)), mean over the batch; both (B, K)."""
+    return F.kl_div(F.log_softmax(logits.float(), 1), F.log_softmax(goal.float(), 1), reduction="batchmean", log_target=True)
+
+
+@torch.no_grad()
+def validate(
+    restorer: TRNRestorer, classifier: nn.Module, attacked: AttackedSet, images: datasets.Images, device: torch.device
+) -> dict[str, float]:
+    """Accuracy of the classifier alone and behind the restorer on validation rows, clean and attacked apart, in float32."""
+    right: dict[str, list[Tensor]] = {"clean": [], "attacked": [], "undefended": []}
+    for rows in torch.arange(len(attacked)).split(128):
+        batch, labels = attacked.rows(rows).to(device), images.labels[attacked.source[rows]].to(device)
+        flags = attacked.is_attacked(rows).to(device)
+        restored = classifier(restorer(batch).images).argmax(1) == labels
+        right["clean"].append(restored[~flags])
+        right["attacked"].append(restored[flags])
+        right["undefended"].append((classifier(batch).argmax(1) == labels)[flags])
+    return {f"validation/{name}": torch.cat(values).float().mean().item() for name, values in right.items()}
+
+
+def train(config: TRNConfig) -> Path:
+    """Train a TRN and write it as model.safetensors into its run folder.
+
+    Returns:
+        The weights' path.
+
+    Raises:
+        UserError: bad data, config or checkpoint, or a loss that is no longer finite.
+    """
+    options = config.train
+    device = choose_device(config.run.device)
+    data = datasets.describe(config.data.name)
+    classifier = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
+    images = datasets.load(config.data, "train", seed=config.run.seed)
+    validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+    run = open_run("trn", config, config.run, config.resume)
+    if run.finished:
+        print(f"this run is finished: {run.folder / 'model.safetensors'}")
+        return run.folder / "model.safetensors"
+
+    place = {"device": device, "root": config.data.root}
+    attacked = attacked_set(classifier, images, config.attacked, **place, name=f"{data.name}-train")
+    maps = cached_maps(
+        classifier, attacked, len(data.classes), device=device, precision=config.run.precision, top_k=config.network.top_k
+    )
+    small = AttackedSetConfig(rows=6 * 256, budgets=[8 / 255], seed=1, precision="float32")
+    held_out = attacked_set(classifier, validation, small, **place, name=f"{data.name}-validation")
+
+    shape = {
+        "channels": data.channels,
+        "labels": config.network.top_k or len(data.classes),
+        "width": config.network.width,
+        "blocks": config.network.blocks,
+        "streams": config.network.streams,
+    }
+    network = TwoStreamRestorationNetwork(**shape).to(device, memory_format=torch.channels_last)
+    average = exponential_average(network, options.ema_decay)
+    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    run.restore(network=network, average=average, optimiser=optimiser)
+    restorer = TRNRestorer(average.module, classifier, top_k=config.network.top_k).eval()
+
+    bar = run.progress(options.steps, "step", "trn")
+    sums = torch.zeros(4, device=device)
+    with frozen(classifier):
+        for step in range(run.step, options.steps):
+            rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
+            source = attacked.source[rows]
+            clean, labels = to_float(images.images[source].to(device)), images.labels[source].to(device)
+            batch = attacked.rows(rows).to(device)
+            gradients = GradientMaps(*(part.to(device) for part in maps.rows(rows)))
+
+            class_weight = options.class_weight * min(1.0, step / max(1, options.class_ramp))
+            with autocast(device, config.run.precision):
+                restored = network(batch.contiguous(memory_format=torch.channels_last), gradients)
+                logits = classifier(restored.contiguous(memory_format=torch.channels_last)).float()
+                with torch.no_grad():
+                    goal = classifier(clean.contiguous(memory_format=torch.channels_last)).float()
+            pixel_loss = (restored.float() - clean).abs().mean()
+            class_loss = distillation(logits, goal)
+            loss = options.pixel_weight * pixel_loss + class_weight * class_loss
+
+            for group in optimiser.param_groups:
+                group["lr"] = options.learning_rate * warm_cosine(step, options.steps, options.warmup)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), options.gradient_clip)
+            optimiser.step()
+            average.update_parameters(network)
+
+            run.step = step + 1
+            bar.update()
+            sums += torch.stack([loss, pixel_loss * 255, class_loss, (logits.argmax(1) == labels).float().mean()]).detach()
+            if run.step % config.run.log_every == 0:
+                check_finite(sums[0], run)
+                means = (sums / config.run.log_every).tolist()
+                names = ("train/loss", "train/pixel_error", "train/class_loss", "train/accuracy")
+                run.log(dict(zip(names, means, strict=True)), images=config.run.log_every * len(labels))
+                sums.zero_()
+            if run.step % config.run.image_every == 0 or run.step == options.steps:
+                run.log(validate(restorer, classifier, held_out, validation, device))
+                _grid(run, restorer, held_out, validation, device)
+            if run.checkpoint_due():
+                run.save()
+
+    with torch.no_grad():
+        scores = torch.cat([restorer(to_float(part.to(device))).score for part in validation.images.split(128)])
+    threshold = scores.quantile(1 - config.false_positive_rate).item()
+    metadata = {
+        "kind": "trn",
+        "data": data.name,
+        "classifier": config.classifier,
+        "network": shape,
+        "top_k": config.network.top_k,
+        "threshold": threshold,
+        "measured": validate(restorer, classifier, held_out, validation, device),
+    }
+    path = run.finish(average.module.state_dict(), metadata)
+    print(f"{metadata['measured']}; weights: {path}")
+    return path
+
+
+@torch.no_grad()
+def _grid(run, restorer: TRNRestorer, attacked: AttackedSet, images: datasets.Images, device: torch.device) -> None:
+    """A fixed grid: clean · attacked · restored · residual ×10 · the gradient maps of three labels."""
+    rows = torch.arange(0, len(attacked), max(1, len(attacked) // 12))[:12]
+    clean = to_float(images.images[attacked.source[rows]])
+    batch = attacked.rows(rows)
+    restoration = restorer(batch.to(device))
+    maps = gradient_maps(restorer.classifier, batch.to(device), top_k=3).maps.cpu() / 2 + 0.5
+    restored = restoration.images.cpu()
+    channels = clean.shape[1]
+    three = list(maps.split(channels, dim=1))
+    run.grid(
+        "validation/clean_attacked_restored_residual_maps", [clean, batch, restored, (batch - restored) * 10 / 2 + 0.5, *three]
+    )
