@@ -96,9 +96,7 @@ def fingerprint(classifier: nn.Module, *parts: object) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(classifier.state_dict().items()):
         digest.update(name.encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
-        )
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     for part in parts:
         digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:12]

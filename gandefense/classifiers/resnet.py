@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +58,7 @@ class ShallowResNet(nn.Module):
         self.normalize = Normalize(mean, std)
         self.stem = _conv_bn_relu(len(mean), widths[0])
         stages = []
-        for stage, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for stage, (inputs, outputs) in enumerate(pairwise(widths)):
             stages.append(_conv_bn_relu(inputs, outputs, pool=True))
             if stage in residual_stages:
                 stages.append(Residual(nn.Sequential(_conv_bn_relu(outputs, outputs), _conv_bn_relu(outputs, outputs))))

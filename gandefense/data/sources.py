@@ -55,7 +55,8 @@ def _check(folder: Path, names: tuple[str, ...] | None = None) -> None:
     for name in names or tuple(CIFAR10_FILES):
         if _md5(folder / name) != CIFAR10_FILES[name]:
             raise UserError(
-                f"corrupt data file: {folder / name} (its MD5 is not the official one); delete it and run tools/fetch_data.py cifar10"
+                f"corrupt data file: {folder / name} (its MD5 is not the official one); "
+                "delete it and run tools/fetch_data.py cifar10"
             )
 
 

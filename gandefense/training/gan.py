@@ -37,7 +37,7 @@ class GANNetworkConfig:
 
 @dataclass
 class StudentConfig:
-    """Phase 1, defensive distillation with adversarial training: the student learns the teacher's soft labels on attacked images."""
+    """Phase 1, defensive distillation: the student learns the teacher's soft labels, on attacked images."""
 
     steps: int = 800
     batch_size: int = 128
@@ -249,9 +249,7 @@ def train(config: GANConfig) -> Path:
         level = perturbation_level(batch, clean)
         is_attacked = (level > 0.5 / 255).float()
         judged = torch.ones_like(level)
-        judged[stepped:replayed] = (
-            0  # whether a regenerated image counts as attacked is what the loop asks, not what it is taught
-        )
+        judged[stepped:replayed] = 0  # whether a regenerated image passes is what the loop asks, not what it is taught
         batch = batch.contiguous(memory_format=torch.channels_last)
 
         with autocast(device, config.run.precision):
@@ -311,14 +309,13 @@ def train(config: GANConfig) -> Path:
         with torch.no_grad():
             scalars = {f"loss/{name}": value.detach() for name, value in losses.items()} | {
                 "loss/discriminator": discriminator_total.detach(),
+                "loss/r1": penalty.detach() * weights.r1_every,
                 "discriminator/real": real_score.mean().detach(),
                 "discriminator/fake": fake_score.mean().detach(),
                 "train/pixel_error": (made.regenerated - clean).abs().mean().detach() * 255,
                 "train/accuracy": (logits.argmax(1) == labels).float().mean(),
                 "train/code_activation": networks.ismn.encoder.code.mean_activation.mean(),
             }
-            if step % weights.r1_every == 0:
-                run.log({"loss/r1": penalty.item()}) if run.step % (weights.r1_every * config.run.log_every) == 1 else None
         sums = {name: sums.get(name, 0.0) + value for name, value in scalars.items()}
         if run.step % config.run.log_every == 0:
             check_finite(loss.detach(), run)
