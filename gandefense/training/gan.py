@@ -252,6 +252,7 @@ def train(config: GANConfig) -> Path:
         judged[stepped:replayed] = 0  # whether a regenerated image passes is what the loop asks, not what it is taught
         batch = batch.contiguous(memory_format=torch.channels_last)
 
+        discriminator.requires_grad_(False)
         with autocast(device, config.run.precision):
             made = networks(batch)
             with torch.no_grad():
@@ -285,6 +286,7 @@ def train(config: GANConfig) -> Path:
         average.update_parameters(networks)
 
         # The discriminator's mix: clean images are real, regenerated and attacked ones are fake.
+        discriminator.requires_grad_(True)
         half = len(batch) // 2
         fake = torch.cat([made.regenerated.detach()[:half], batch[half:]])[torch.cat([judged[:half], is_attacked[half:]]) > 0]
         with autocast(device, config.run.precision):
