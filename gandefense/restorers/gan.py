@@ -37,15 +37,16 @@ class GANNetworks(nn.Module):
         size: of the image.
         ismn: "full" or "paper", see sparsity_mapping.
         width: of the generator at full resolution.
+        norm: see layers.NORMS.
     """
 
-    def __init__(self, *, channels: int, size: int, ismn: str = "full", width: int = 24) -> None:
+    def __init__(self, *, channels: int, size: int, ismn: str = "full", width: int = 24, norm: str = "batch") -> None:
         super().__init__()
         if ismn not in ISMNS:
             raise UserError(f"unknown ISMN {ismn!r}; known: {', '.join(ISMNS)}")
-        self.ismn = ISMNS[ismn](channels=channels, size=size)
+        self.ismn = ISMNS[ismn](channels=channels, size=size, norm=norm)
         self.perturbation = PerturbationClassifier(channels=channels)
-        self.generator = Generator(channels=channels, size=size, width=width)
+        self.generator = Generator(channels=channels, size=size, width=width, norm=norm)
 
     def forward(self, images: Tensor, *, constant_level: bool = False) -> Round:
         """One round on images (B, C, H, W) in [0, 1].

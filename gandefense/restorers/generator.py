@@ -6,14 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gandefense.restorers.layers import norm_layer
+
 
 class ModulatedBlock(nn.Module):
     """Two 3×3 convolutions and a residual connection; code and level scale and shift the features in between."""
 
-    def __init__(self, inputs: int, outputs: int, condition: int) -> None:
+    def __init__(self, inputs: int, outputs: int, condition: int, norm: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm = nn.GroupNorm(8, outputs)
+        self.norm = norm_layer(norm, outputs)
         self.modulation = nn.Linear(condition, 2 * outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
@@ -32,18 +34,21 @@ class Generator(nn.Module):
         size: of the image; 32 gives two halvings, 512 gives six.
         width: channels at full resolution; doubled at each halving up to 8 × width.
         code: length of the ISMN's code.
+        norm: see layers.NORMS.
     """
 
-    def __init__(self, *, channels: int, size: int, width: int = 24, code: int = 128) -> None:
+    def __init__(self, *, channels: int, size: int, width: int = 24, code: int = 128, norm: str = "batch") -> None:
         super().__init__()
         depth = max(1, min(6, (size // 8).bit_length() - 1))
         widths = [min(width * 2**i, width * 8) for i in range(depth + 1)]
         condition = 64
         self.condition = nn.Sequential(nn.Linear(code + 1, condition), nn.LeakyReLU(0.2))
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
-        self.down = nn.ModuleList(ModulatedBlock(widths[i], widths[i + 1], condition) for i in range(depth))
-        self.middle = ModulatedBlock(widths[-1], widths[-1], condition)
-        self.up = nn.ModuleList(ModulatedBlock(widths[i + 1] + widths[i], widths[i], condition) for i in reversed(range(depth)))
+        self.down = nn.ModuleList(ModulatedBlock(widths[i], widths[i + 1], condition, norm) for i in range(depth))
+        self.middle = ModulatedBlock(widths[-1], widths[-1], condition, norm)
+        self.up = nn.ModuleList(
+            ModulatedBlock(widths[i + 1] + widths[i], widths[i], condition, norm) for i in reversed(range(depth))
+        )
         self.out = nn.Conv2d(width, channels, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gandefense.restorers.layers import norm_layer
+
 
 class Cleaned(NamedTuple):
     """What the ISMN makes of a batch.
@@ -78,8 +80,8 @@ class Encoder(nn.Module):
         return features, self.code(F.adaptive_avg_pool2d(features[-1], 2).flatten(1))
 
 
-def _up(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.LeakyReLU(0.2))
+def _up(inputs: int, outputs: int, norm: str) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), norm_layer(norm, outputs), nn.LeakyReLU(0.2))
 
 
 def _double(x: Tensor, like: Tensor) -> Tensor:
@@ -93,12 +95,12 @@ class PaperISMN(nn.Module):
     comparison. The sparsity map is the mean size of the difference, scaled to [0, 1].
     """
 
-    def __init__(self, *, channels: int, size: int) -> None:
+    def __init__(self, *, channels: int, size: int, norm: str = "batch") -> None:
         super().__init__()
         self.encoder = Encoder(channels)
         self.smallest = max(1, size // 16)
         self.expand = nn.Linear(128, 256 * self.smallest**2)
-        self.up = nn.ModuleList([_up(256, 256), _up(256, 128), _up(128, 64), _up(64, 32)])
+        self.up = nn.ModuleList([_up(256, 256, norm), _up(256, 128, norm), _up(128, 64, norm), _up(64, 32, norm)])
         self.out = nn.Conv2d(32, channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Cleaned:
@@ -118,13 +120,13 @@ class FullISMN(nn.Module):
     resolution. Starts as the identity.
     """
 
-    def __init__(self, *, channels: int, size: int, width: int = 32) -> None:
+    def __init__(self, *, channels: int, size: int, width: int = 24, norm: str = "batch") -> None:
         super().__init__()
         self.encoder = Encoder(channels)
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(0.2))
         self.code_in = nn.Linear(128, 256)
-        self.up = nn.ModuleList([_up(256 + 256, 256), _up(256 + 128, 128), _up(128 + 64, 64)])
-        self.merge = nn.Sequential(_up(64 + width, width), _up(width, width))
+        self.up = nn.ModuleList([_up(256 + 256, 128, norm), _up(128 + 128, 64, norm), _up(64 + 64, 32, norm)])
+        self.merge = nn.Sequential(_up(32 + width, width, norm), _up(width, width, norm))
         self.out = nn.Conv2d(width, channels + 1, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)

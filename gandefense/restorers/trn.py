@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gandefense.errors import UserError
 from gandefense.restorers.base import Restoration, Restorer
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps, softplus_activations
+from gandefense.restorers.layers import norm_layer
 from gandefense.weights_io import fill
 
 STREAMS = ("both", "image", "maps", "none")
@@ -28,10 +29,10 @@ class FusionBlock(nn.Module):
     result is added to each. The residual branches start at zero, so that any number of blocks can be stacked.
     """
 
-    def __init__(self, width: int, *, groups: int = 8) -> None:
+    def __init__(self, width: int, *, norm: str = "batch") -> None:
         super().__init__()
-        self.image_conv, self.image_norm = _convolution(width, width), nn.GroupNorm(groups, width)
-        self.maps_conv, self.maps_norm = _convolution(width, width), nn.GroupNorm(groups, width)
+        self.image_conv, self.image_norm = _convolution(width, width), norm_layer(norm, width)
+        self.maps_conv, self.maps_norm = _convolution(width, width), norm_layer(norm, width)
         self.fusion = nn.Conv2d(2 * width, width, 1)
         self.image_out = nn.Conv2d(width, width, 1)
         self.maps_out = nn.Conv2d(width, width, 1)
@@ -58,9 +59,12 @@ class TwoStreamRestorationNetwork(nn.Module):
         blocks: number of Fusion Blocks.
         streams: "both", or one of "image", "maps", "none" with the other input blanked (the article's ablation, at
             equal parameters).
+        norm: see layers.NORMS.
     """
 
-    def __init__(self, *, channels: int, labels: int, width: int = 32, blocks: int = 4, streams: str = "both") -> None:
+    def __init__(
+        self, *, channels: int, labels: int, width: int = 32, blocks: int = 4, streams: str = "both", norm: str = "batch"
+    ) -> None:
         super().__init__()
         if streams not in STREAMS:
             raise UserError(f"unknown streams {streams!r}; known: {', '.join(STREAMS)}")
@@ -68,7 +72,7 @@ class TwoStreamRestorationNetwork(nn.Module):
         self.image_stem = _convolution(channels, width)
         self.maps_stem = _convolution(labels * channels, width)
         self.norm_stem = nn.Linear(labels, width)
-        self.blocks = nn.ModuleList(FusionBlock(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(FusionBlock(width, norm=norm) for _ in range(blocks))
         self.tail = nn.Sequential(_convolution(2 * width, width), nn.ReLU(), _convolution(width, channels))
         nn.init.zeros_(self.tail[-1].weight)
         nn.init.zeros_(self.tail[-1].bias)

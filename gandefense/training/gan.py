@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gandefense import classifiers, zoo
-from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set
+from gandefense.attacks.cache import AttackedSetConfig, attacked_set
 from gandefense.attacks.noise import gaussian_signed
-from gandefense.attacks.suite import frozen
+from gandefense.attacks.random_step import perturbation_level, random_step
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import augmentation, batch_indices, to_float
@@ -21,8 +21,10 @@ from gandefense.errors import UserError
 from gandefense.restorers.discriminator import Discriminator, discriminator_loss, generator_loss, r1_penalty
 from gandefense.restorers.gan import GANNetworks, GANRestorer
 from gandefense.training.classifier import accuracy
-from gandefense.training.run import Run, autocast, check_finite, choose_device, exponential_average, open_run
-from gandefense.training.trn import distillation, warm_cosine
+from gandefense.training.distillation import StudentConfig, distillation, student_step
+from gandefense.training.gan_validation import choose_threshold, grids, validate
+from gandefense.training.run import autocast, check_finite, choose_device, exponential_average, open_run
+from gandefense.training.trn import clean_logits, warm_cosine
 from gandefense.weights_io import save_weights
 
 
@@ -31,20 +33,9 @@ class GANNetworkConfig:
     """The networks, see GANNetworks and Discriminator."""
 
     ismn: str = "full"  # full, or paper: the tables to the letter
+    norm: str = "batch"  # batch for many small images, group for few large ones
     width: int = 24  # generator's channels at full resolution
     discriminator_width: int = 32
-
-
-@dataclass
-class StudentConfig:
-    """Phase 1, defensive distillation: the student learns the teacher's soft labels, on attacked images."""
-
-    steps: int = 800
-    batch_size: int = 128
-    learning_rate: float = 0.02  # peak, SGD with momentum 0.9
-    temperature: float = 4.0  # of teacher and student (Papernot et al. 2016); the student answers at temperature 1
-    eps: float = 8 / 255  # largest budget of the single-step attack on the student, drawn uniformly from 0 for each image
-    noise: float = 0.4  # largest Gaussian level on the [-1, 1] scale, on every fourth image
 
 
 @dataclass
@@ -101,53 +92,13 @@ class GANConfig:
     classifier: str = "cifar10/classifier"  # the defended classifier, and the student's teacher
     student: str = "same"  # the student's architecture; "same": the teacher's, started from its weights
     attacked: AttackedSetConfig = field(default_factory=AttackedSetConfig)
+    validation_rows: int = 1536  # validation images attacked at 8/255, to watch the training by
     network: GANNetworkConfig = field(default_factory=GANNetworkConfig)
     distil: StudentConfig = field(default_factory=StudentConfig)
     train: GANTrainConfig = field(default_factory=GANTrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     resume: str | None = None
-
-
-def perturbation_level(images: Tensor, clean: Tensor) -> Tensor:
-    """Root mean square (B,) of a perturbation on the [-1, 1] scale; images (B, C, H, W) in [0, 1]."""
-    return 2 * (images - clean).flatten(1).square().mean(1).sqrt()
-
-
-def random_step(network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-    """Eq. (2) of the ISMN paper: x_adv = x̂ + (ε − φ) ∇ J(x̂, y), our reading.
-
-    x̂ is a random vector near the image, φ a noise factor that shortens the step; we draw φ uniformly from [0, ε], take
-    the gradient's sign as in eq. (1), and stay within ε of the image, as R+FGSM does (Tramèr et al. 2018).
-
-    Args:
-        network: a frozen classifier.
-        images: (B, C, H, W) in [0, 1].
-        labels: (B,).
-        eps: budget in pixel units.
-    """
-    factor = eps * torch.rand(len(images), 1, 1, 1, device=images.device)
-    start = (images + factor * torch.randn_like(images).sign()).clamp(0, 1).requires_grad_(True)
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(F.cross_entropy(network(start).float(), labels, reduction="sum"), start)
-    return (start.detach() + (eps - factor) * gradient.sign()).clamp(0, 1)
-
-
-def student_step(config: StudentConfig, student: nn.Module, teacher: nn.Module, clean: Tensor) -> Tensor:
-    """One distillation loss: the student on attacked and noisy images against the teacher's soft labels on the clean ones.
-
-    The attack is one signed step from a random start on the student itself, with a budget drawn for each image.
-    """
-    temperature = config.temperature
-    with torch.no_grad():
-        soft = teacher(clean) / temperature
-    with frozen(student):
-        budget = config.eps * torch.rand(len(clean), 1, 1, 1, device=clean.device)
-        start = (clean + budget * (2 * torch.rand_like(clean) - 1)).clamp(0, 1).requires_grad_(True)
-        (gradient,) = torch.autograd.grad(distillation(student(start) / temperature, soft), start)
-    attacked = (clean + ((start.detach() - clean) + 1.25 * budget * gradient.sign()).clamp(-budget, budget)).clamp(0, 1)
-    attacked[::4] = gaussian_signed(clean[::4], config.noise * torch.rand(len(clean[::4]), 1, 1, 1, device=clean.device))
-    return temperature**2 * distillation(student(attacked) / temperature, soft)
 
 
 def train(config: GANConfig) -> Path:
@@ -174,13 +125,19 @@ def train(config: GANConfig) -> Path:
 
     place = {"device": device, "root": config.data.root}
     attacked = attacked_set(teacher, images, config.attacked, **place, name=f"{data.name}-train")
-    small = AttackedSetConfig(rows=6 * 256, budgets=[8 / 255], seed=1, precision="float32")
+    small = AttackedSetConfig(rows=config.validation_rows, budgets=[8 / 255], seed=1, precision="float32")
     held_out = attacked_set(teacher, validation, small, **place, name=f"{data.name}-validation")
 
     student_kind = teacher_kind if config.student == "same" else config.student
     student = copy.deepcopy(teacher) if config.student == "same" else classifiers.build(student_kind, data)
     student = student.to(device, memory_format=torch.channels_last)
-    shape = {"channels": data.channels, "size": data.size, "ismn": config.network.ismn, "width": config.network.width}
+    shape = {
+        "channels": data.channels,
+        "size": data.size,
+        "ismn": config.network.ismn,
+        "width": config.network.width,
+        "norm": config.network.norm,
+    }
     networks = GANNetworks(**shape).to(device, memory_format=torch.channels_last)
     discriminator = Discriminator(channels=data.channels, size=data.size, width=config.network.discriminator_width)
     discriminator = discriminator.to(device, memory_format=torch.channels_last)
@@ -230,12 +187,14 @@ def train(config: GANConfig) -> Path:
 
     # Phase 2: ISMN, perturbation classifier and generator against the discriminator.
     networks.train()
-    replay_images, replay_clean = run.extra.get("replay_images"), run.extra.get("replay_clean")
+    goals = clean_logits(teacher, images, device, config.run.precision)
+    replay_images, replay_clean, replay_goal = (run.extra.get(name) for name in ("images", "clean", "goal"))
     sums: dict[str, Tensor] = {}
     for step in range(run.step - config.distil.steps, options.steps):
         rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
         source = attacked.source[rows]
         clean, labels = to_float(images.images[source].to(device)), images.labels[source].to(device)
+        goal = goals[source].to(device)
         batch = attacked.rows(rows).to(device)
         noisy = round(options.noise_share * len(batch))
         stepped = noisy + round(options.random_step_share * len(batch))
@@ -246,6 +205,7 @@ def train(config: GANConfig) -> Path:
         batch[noisy:stepped] = random_step(teacher, clean[noisy:stepped], labels[noisy:stepped], 8 / 255)
         if replay_images is not None:
             batch[stepped:replayed], clean[stepped:replayed] = replay_images.to(device), replay_clean.to(device)
+            goal[stepped:replayed] = replay_goal.to(device)
         level = perturbation_level(batch, clean)
         is_attacked = (level > 0.5 / 255).float()
         judged = torch.ones_like(level)
@@ -255,8 +215,6 @@ def train(config: GANConfig) -> Path:
         discriminator.requires_grad_(False)
         with autocast(device, config.run.precision):
             made = networks(batch)
-            with torch.no_grad():
-                goal = teacher(clean.contiguous(memory_format=torch.channels_last)).float()
             regenerated = made.regenerated.contiguous(memory_format=torch.channels_last)
             logits, student_logits = teacher(regenerated).float(), student(regenerated).float()
             right_label = goal.argmax(1)
@@ -302,10 +260,10 @@ def train(config: GANConfig) -> Path:
         discriminator_optimiser.step()
 
         size = replayed - stepped
-        replay_images, replay_clean = made.regenerated.detach()[-size:].float().cpu(), clean[-size:].cpu()
-        run.extra = {"replay_images": replay_images, "replay_clean": replay_clean} if size else {}
-        if not size:
-            replay_images = None
+        if size:
+            replay_images, replay_clean = made.regenerated.detach()[-size:].float().cpu(), clean[-size:].cpu()
+            replay_goal = goal[-size:].cpu()
+            run.extra = {"images": replay_images, "clean": replay_clean, "goal": replay_goal}
         run.step = config.distil.steps + step + 1
         bar.update()
         with torch.no_grad():
@@ -357,51 +315,3 @@ def _lpips(device: torch.device) -> nn.Module:
     if network is None:
         raise UserError("loss.lpips > 0 needs LPIPS's AlexNet weights; set GANDEFENSE_LPIPS_BACKBONE, or loss.lpips=0")
     return network.to(device)
-
-
-@torch.no_grad()
-def choose_threshold(networks: GANNetworks, validation: datasets.Images, rate: float, device: torch.device) -> float:
-    """The attack logit that a fraction `rate` of clean validation images exceeds."""
-    was_training = networks.training
-    networks.eval()
-    logits = torch.cat([networks.detect(to_float(part.to(device))) for part in validation.images.split(256)])
-    networks.train(was_training)
-    return logits.float().quantile(1 - rate).item()
-
-
-@torch.no_grad()
-def validate(
-    restorer: GANRestorer, classifier: nn.Module, attacked: AttackedSet, images: datasets.Images, device: torch.device
-) -> dict[str, float]:
-    """Validation accuracy behind the restorer, in float32: clean, attacked at 8/255, Gaussian levels; and the rate of flags."""
-    restorer.eval()
-    right: dict[str, list[Tensor]] = {}
-    generator = torch.Generator().manual_seed(0)
-    for rows in torch.arange(len(attacked)).split(256):
-        clean = to_float(images.images[attacked.source[rows]])
-        labels = images.labels[attacked.source[rows]].to(device)
-        flags = attacked.is_attacked(rows)
-        noise = torch.randn(clean.shape, generator=generator)
-        inputs = {"attacked": attacked.rows(rows)[flags], "clean": clean[~flags]}
-        truth = {"attacked": labels[flags.to(device)], "clean": labels[~flags.to(device)]}
-        for level in (0.2, 0.4):
-            inputs[f"gaussian_{level}"] = (clean + level / 2 * noise).clamp(0, 1)[~flags]
-            truth[f"gaussian_{level}"] = truth["clean"]
-        for name, batch in inputs.items():
-            if len(batch):
-                restoration = restorer(batch.to(device))
-                right.setdefault(name, []).append(classifier(restoration.images).argmax(1) == truth[name])
-                right.setdefault(f"flagged_{name}", []).append(restoration.flagged)
-    return {f"validation/{name}": torch.cat(values).float().mean().item() for name, values in right.items()}
-
-
-@torch.no_grad()
-def grids(run: Run, restorer: GANRestorer, attacked: AttackedSet, images: datasets.Images, device: torch.device) -> None:
-    """Fixed grids: clean · attacked · sparsity map · cleaned · each round · residual ×10, for the attacks and a noise level."""
-    rows = torch.arange(0, len(attacked), max(1, len(attacked) // 12))[:12]
-    clean = to_float(images.images[attacked.source[rows]])
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-    for name, batch in {"attacked": attacked.rows(rows), "gaussian_0.3": (clean + 0.15 * noise).clamp(0, 1)}.items():
-        made = restorer(batch.to(device)).maps
-        rounds = [made[f"round_{number + 1}"] for number in range(restorer.rounds)]
-        run.grid(f"validation/{name}", [clean, batch, made["sparsity"], made["cleaned"], *rounds, made["residual"] * 5 + 0.5])

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gandefense import zoo
@@ -18,6 +17,7 @@ from gandefense.data.batches import batch_indices, to_float
 from gandefense.restorers.cached_maps import cached_maps
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
 from gandefense.restorers.trn import TRNRestorer, TwoStreamRestorationNetwork
+from gandefense.training.distillation import distillation
 from gandefense.training.run import autocast, check_finite, choose_device, exponential_average, open_run
 
 
@@ -54,6 +54,7 @@ class TRNConfig:
     run: RunConfig = field(default_factory=RunConfig)
     classifier: str = "cifar10/classifier"  # zoo name, run folder or safetensors file
     attacked: AttackedSetConfig = field(default_factory=AttackedSetConfig)
+    validation_rows: int = 1536  # validation images attacked at 8/255, to watch the training by
     network: TRNNetworkConfig = field(default_factory=TRNNetworkConfig)
     train: TRNTrainConfig = field(default_factory=TRNTrainConfig)
     false_positive_rate: float = 0.05  # of the detection threshold, on validation images
@@ -67,9 +68,15 @@ def warm_cosine(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (step - warmup) / max(1, steps - warmup))).item())
 
 
-def distillation(logits: Tensor, goal: Tensor) -> Tensor:
-    """KL(softmax(goal) ‖ softmax(logits)), mean over the batch; both (B, K)."""
-    return F.kl_div(F.log_softmax(logits.float(), 1), F.log_softmax(goal.float(), 1), reduction="batchmean", log_target=True)
+@torch.no_grad()
+def clean_logits(classifier: nn.Module, images: datasets.Images, device: torch.device, precision: str) -> Tensor:
+    """The frozen classifier's logits (N, K) on all clean images, computed once."""
+    logits = []
+    for part in images.images.split(500):
+        batch = to_float(part.to(device)).contiguous(memory_format=torch.channels_last)
+        with autocast(device, precision):
+            logits.append(classifier(batch).float().cpu())
+    return torch.cat(logits)
 
 
 @torch.no_grad()
@@ -113,7 +120,7 @@ def train(config: TRNConfig) -> Path:
     maps = cached_maps(
         classifier, attacked, len(data.classes), device=device, precision=config.run.precision, top_k=config.network.top_k
     )
-    small = AttackedSetConfig(rows=6 * 256, budgets=[8 / 255], seed=1, precision="float32")
+    small = AttackedSetConfig(rows=config.validation_rows, budgets=[8 / 255], seed=1, precision="float32")
     held_out = attacked_set(classifier, validation, small, **place, name=f"{data.name}-validation")
 
     shape = {
@@ -129,6 +136,7 @@ def train(config: TRNConfig) -> Path:
     run.restore(network=network, average=average, optimiser=optimiser)
     restorer = TRNRestorer(average.module, classifier, top_k=config.network.top_k).eval()
 
+    goals = clean_logits(classifier, images, device, config.run.precision)
     bar = run.progress(options.steps, "step", "trn")
     sums = torch.zeros(4, device=device)
     with frozen(classifier):
@@ -139,12 +147,11 @@ def train(config: TRNConfig) -> Path:
             batch = attacked.rows(rows).to(device)
             gradients = GradientMaps(*(part.to(device) for part in maps.rows(rows)))
 
+            goal = goals[source].to(device)
             class_weight = options.class_weight * min(1.0, step / max(1, options.class_ramp))
             with autocast(device, config.run.precision):
                 restored = network(batch.contiguous(memory_format=torch.channels_last), gradients)
                 logits = classifier(restored.contiguous(memory_format=torch.channels_last)).float()
-                with torch.no_grad():
-                    goal = classifier(clean.contiguous(memory_format=torch.channels_last)).float()
             pixel_loss = (restored.float() - clean).abs().mean()
             class_loss = distillation(logits, goal)
             loss = options.pixel_weight * pixel_loss + class_weight * class_loss

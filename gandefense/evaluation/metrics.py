@@ -1,0 +1,140 @@
+"""The figures themselves: accuracy with its interval, worst case, detection, restoration quality."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gandefense.errors import UserError
+
+Z95 = 1.959964  # of a two-sided 95 % interval
+LPIPS_BACKBONE_VARIABLE = "GANDEFENSE_LPIPS_BACKBONE"
+# torchvision's numbers of AlexNet's convolutions → the slices that lpips cuts its backbone into
+LPIPS_SLICES = {0: "slice1", 3: "slice2", 6: "slice3", 8: "slice4", 10: "slice5"}
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of a proportion, `right` of `count`; (0, 1) when there is nothing to count."""
+    if count == 0:
+        return 0.0, 1.0
+    share, z2 = right / count, Z95**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    # at 0 and at `count` the formula gives exactly 0 and 1, but for rounding
+    return (0.0 if right == 0 else centre - half), (1.0 if right == count else centre + half)
+
+
+def accuracy(right: Tensor) -> dict[str, Any]:
+    """Accuracy and its interval from flags (N,) bool."""
+    count, total = int(right.sum()), right.numel()
+    return {"accuracy": count / total if total else None, "ci95": list(wilson_interval(count, total))}
+
+
+def worst_case(flags: list[Tensor]) -> Tensor:
+    """Per image: right under every attack; each entry (N,) bool, at least one."""
+    return torch.stack(flags).all(dim=0)
+
+
+def auroc(clean: Tensor, attacked: Tensor) -> float:
+    """Probability that an attacked image scores higher than a clean one, ties counting half.
+
+    Args:
+        clean: scores (N,), at least one.
+        attacked: scores (M,), at least one.
+    """
+    clean, attacked = clean.double().sort().values, attacked.double().contiguous()
+    below = torch.searchsorted(clean, attacked, right=False)
+    up_to = torch.searchsorted(clean, attacked, right=True)
+    return ((below + up_to).double() / 2).mean().item() / len(clean)
+
+
+def threshold(scores: Tensor, false_positive_rate: float) -> float:
+    """The smallest of the scores (N,) of clean validation images that at most the given share of them (below 1) exceeds."""
+    allowed = math.floor(false_positive_rate * len(scores) + 1e-9)  # 0.05 × 100 is 5, whatever binary fractions say
+    return scores.double().sort().values[len(scores) - allowed - 1].item()
+
+
+def share_above(scores: Tensor, limit: float) -> float:
+    """The share of scores (N,) strictly above a limit: a false-positive rate on clean images, TPR on attacked ones."""
+    return (scores.double() > limit).double().mean().item()
+
+
+def quality(images: Tensor, reference: Tensor, lpips: nn.Module | None = None) -> dict[str, Tensor]:
+    """How close images come to their references, image by image.
+
+    PSNR and SSIM are piq's, which leaves out borders that others count. piq adds 1e-8 to the squared error, so that
+    the PSNR of identical images is 80 dB, not infinite.
+
+    Args:
+        images: (B, C, H, W) in [0, 1].
+        reference: the same shape and range.
+        lpips: what `lpips_network` gives; None leaves LPIPS out.
+
+    Returns:
+        "psnr" (B,) in dB, "ssim" (B,), and with a network "lpips" (B,).
+    """
+    import piq
+
+    with torch.no_grad():
+        values = {
+            "psnr": piq.psnr(images, reference, data_range=1.0, reduction="none"),
+            "ssim": piq.ssim(images, reference, data_range=1.0, reduction="none"),
+        }
+        if lpips is not None:
+            colour = [batch.expand(-1, 3, -1, -1) for batch in (images, reference)]
+            values["lpips"] = lpips(colour[0] * 2 - 1, colour[1] * 2 - 1).flatten()
+    return values
+
+
+def _lpips_backbone() -> dict[str, Tensor] | None:
+    """AlexNet's convolutions by torchvision's names, from the file that the variable names or from torch hub's cache."""
+    named = os.environ.get(LPIPS_BACKBONE_VARIABLE)
+    if named:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not Path(named).is_file():
+            raise UserError(f"{LPIPS_BACKBONE_VARIABLE} names {named}, which is not there")
+        try:
+            return load_file(named)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{LPIPS_BACKBONE_VARIABLE}: {named} is not a whole safetensors file ({error})") from None
+    from torchvision.models import AlexNet_Weights
+
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
+    return torch.load(cached, map_location="cpu", weights_only=True) if cached.is_file() else None
+
+
+def lpips_network(device: torch.device | str = "cpu") -> nn.Module | None:
+    """LPIPS (AlexNet) as a frozen module in eval mode, or None where its backbone is not on this machine.
+
+    The module takes two batches (B, 3, H, W) in [-1, 1], not in [0, 1], and gives (B, 1, 1, 1). Gradients pass through
+    it to the images. Nothing is downloaded, and random weights are never used: the backbone is the safetensors file
+    that GANDEFENSE_LPIPS_BACKBONE names (torchvision's names), else the one in torch hub's cache.
+
+    Raises:
+        UserError: the variable names a file that is missing or does not fit.
+    """
+    tensors = _lpips_backbone()
+    if tensors is None:
+        return None
+    import lpips
+
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # lpips calls torchvision in a way that torchvision calls deprecated
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    state = network.net.state_dict()
+    for number, part in LPIPS_SLICES.items():
+        for what in ("weight", "bias"):
+            source, target = tensors.get(f"features.{number}.{what}"), f"{part}.{number}.{what}"
+            if source is None or source.shape != state[target].shape:
+                raise UserError(f"the LPIPS backbone has no fitting features.{number}.{what}; it must be torchvision's AlexNet")
+            state[target] = source.float()
+    network.net.load_state_dict(state)
+    return network.eval().requires_grad_(False).to(device)

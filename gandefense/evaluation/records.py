@@ -1,0 +1,176 @@
+"""Per-batch records on disk, so that a killed evaluation goes on where it was and ends with the same table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gandefense.attacks.suite import AttackSpec
+from gandefense.errors import UserError
+from gandefense.weights_io import load_weights, save_weights, write_text
+
+PANEL = "panel/"  # begins the names of what only the report's pictures need
+OURS = ("results.json", "report.md", "report.html", "records", "pictures")  # what an evaluation leaves in its folder
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensor_hash(*tensors: Tensor) -> str:
+    """SHA-256 over the contents of tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def prepare_folder(folder: Path, *, overwrite: bool) -> None:
+    """Make an output folder; a finished one is refused, or with `overwrite` emptied of what an evaluation leaves.
+
+    Raises:
+        UserError: a finished evaluation is in it, or it cannot be written.
+    """
+    if (folder / "results.json").exists() and not overwrite:
+        raise UserError(f"{folder} holds a finished evaluation; give another output folder, or overwrite=true")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for name in OURS:
+                if (folder / name).is_dir():
+                    shutil.rmtree(folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+        for name in ("records", "pictures"):
+            (folder / name).mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to the output folder {folder}: {error.strerror}") from None
+
+
+def new_folder(parent: Path = Path("runs")) -> Path:
+    """A new numbered folder, runs/NNNNN-evaluate; numbers are shared with the training runs."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            taken = [int(match[1]) for entry in parent.iterdir() if (match := re.match(r"(\d{5})-", entry.name))]
+            folder = parent / f"{max(taken, default=-1) + 1:05d}-evaluate"
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:  # another process took the number first
+                continue
+    except OSError as error:
+        raise UserError(f"cannot make an output folder in {parent}: {error.strerror}; give output=FOLDER") from None
+
+
+class Records:
+    """Small tensors by (key, batch): one safetensors file each, bound to what they were made from.
+
+    Args:
+        folder: of the evaluation; its sub-folder `records` must exist.
+        origin: everything that the numbers depend on, by topic; JSON-able.
+
+    Raises:
+        UserError: the folder holds records of another origin.
+    """
+
+    def __init__(self, folder: Path, origin: dict[str, Any]) -> None:
+        self.folder = folder / "records"
+        origin = json.loads(json.dumps(origin))
+        self.fingerprint = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+        stored = self.folder / "origin.json"
+        if stored.is_file():
+            try:
+                earlier = json.loads(stored.read_text(encoding="utf-8"))
+            except ValueError:
+                earlier = {}
+            differing = [topic for topic in {**origin, **earlier} if origin.get(topic) != earlier.get(topic)]
+            if differing:
+                raise UserError(
+                    f"{folder} holds records of another evaluation (different: {', '.join(differing)}); "
+                    "give another output folder, or overwrite=true"
+                )
+        write_text(stored, json.dumps(origin, indent=1, sort_keys=True) + "\n")
+
+    def _path(self, key: str, batch: int) -> Path:
+        readable = re.sub(r"[^A-Za-z0-9_.-]+", "_", key).strip("_")
+        # two keys may read alike once their slashes are gone, so their hash tells them apart
+        return self.folder / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:8]}" / f"{batch:05d}.safetensors"
+
+    def read(self, key: str, batch: int) -> dict[str, Tensor] | None:
+        """A record, or None where it is missing or damaged; raises UserError for one of another origin."""
+        path = self._path(key, batch)
+        if not path.is_file():
+            return None
+        try:
+            tensors, description = load_weights(path)
+        except UserError:  # damaged: it is made again
+            return None
+        if description.get("fingerprint") != self.fingerprint or description.get("key") != key:
+            raise UserError(f"{path} belongs to another evaluation; give another output folder, or overwrite=true")
+        return tensors
+
+    def has(self, key: str, batch: int) -> bool:
+        """Whether a whole record of this evaluation is there."""
+        return self.read(key, batch) is not None
+
+    def write(self, key: str, batch: int, tensors: dict[str, Tensor]) -> None:
+        """Keep tensors, atomically."""
+        path = self._path(key, batch)
+        path.parent.mkdir(exist_ok=True)
+        # clones, because safetensors refuses tensors that share memory
+        ready = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        save_weights(path, ready, {"key": key, "fingerprint": self.fingerprint})
+
+    def columns(self, key: str, batches: int) -> dict[str, Tensor]:
+        """What the records of a key say of every image, batch after batch, pictures left out."""
+        parts = [self.read(key, batch) for batch in range(batches)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0] if not name.startswith(PANEL)}
+
+    def pictures(self, key: str) -> dict[str, Tensor]:
+        """What the first batch's record keeps for the report's pictures, by name."""
+        return {name.removeprefix(PANEL): tensor for name, tensor in self.read(key, 0).items() if name.startswith(PANEL)}
+
+
+# The names of records.
+
+
+def spec_key(spec: AttackSpec | None) -> str:
+    """An attack with all its settings as one word; None is clean images."""
+    if spec is None:
+        return "clean"
+    return f"{spec.attack}_eps{spec.eps:.8g}_steps{spec.steps}_size{spec.step_size}_restarts{spec.restarts}_{spec.labels}"
+
+
+def classifier_key(spec: AttackSpec | None) -> str:
+    """Images attacked against the classifier, and what it makes of them."""
+    return f"classifier/{spec_key(spec)}"
+
+
+def gray_key(restorer: str, spec: AttackSpec | None) -> str:
+    """What a restorer makes of images that were attacked against the classifier."""
+    return f"{restorer}/gray_box/{spec_key(spec)}"
+
+
+def white_key(restorer: str, view: str, spec: AttackSpec) -> str:
+    """Images attacked against one view of a defence, and what it makes of them."""
+    return f"{restorer}/white_box/{view}/{spec_key(spec)}"
+
+
+def zero_key(restorer: str, view: str) -> str:
+    """How much of a view's gradient is exactly zero, on the first batch."""
+    return f"{restorer}/zero_gradient/{view}"
+
+
+def validation_key(restorer: str) -> str:
+    """Scores of clean validation images."""
+    return f"{restorer}/validation"

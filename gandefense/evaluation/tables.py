@@ -1,0 +1,249 @@
+"""From what happened to every image to the tables of results.json; no network is run here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gandefense.attacks.suite import AttackSpec
+from gandefense.evaluation import metrics
+from gandefense.evaluation.settings import NO_RESTORER
+
+LEAST_FOR_DETECTION = 10  # fewer attacked images say nothing about a detector
+ONE_STEP = ("fgsm", "ffgsm")
+MISSING = "missing"  # stands where LPIPS would, on machines without its backbone
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table: whose images, attacked how; `spec` None means clean images."""
+
+    restorer: str
+    threat: str
+    view: str
+    spec: AttackSpec | None = None
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether an adversary searched for the perturbation; noise is no adversary."""
+        return self.spec is not None and self.spec.norm != "noise"
+
+    @property
+    def title(self) -> str:
+        """The attack's short name, such as "pgd-20"; "clean" for none."""
+        return "clean" if self.spec is None else self.spec.title()
+
+    def identity(self) -> dict[str, Any]:
+        """What an entry of results.json says about the attack."""
+        spec = self.spec
+        if spec is None:
+            attack = {
+                "attack": "none",
+                "norm": "linf",
+                "eps": 0.0,
+                "steps": 0,
+                "step_size": None,
+                "restarts": 1,
+                "labels": "true",
+            }
+        else:
+            steps = 0 if spec.norm == "noise" else 1 if spec.attack in ONE_STEP else spec.steps
+            attack = {"attack": spec.attack, "norm": spec.norm, "eps": spec.eps, "steps": steps, "step_size": spec.step_size}
+            attack |= {"restarts": spec.restarts, "labels": spec.labels}
+        return {"threat": self.threat, "view": self.view, "title": self.title, **attack}
+
+
+@dataclass
+class Outcome:
+    """What happened to every image of a cell; tensors (N,).
+
+    Attributes:
+        right: restorer and classifier together are right.
+        undefended: the classifier alone is right under the same attack, made against itself.
+        bare_right: the classifier alone is right on the very images of this cell; under white_box these were made
+            against the whole defence.
+        changed: the attack changed the image.
+        score: of the restorer's detector; None for no restorer.
+        attacked: "psnr", "ssim" and, where known, "lpips" of the attacked against the clean image.
+        restored: the same of the restored image.
+        zero_gradient: share of the loss gradient's entries that are exactly zero; None where nobody differentiates.
+    """
+
+    right: Tensor
+    undefended: Tensor
+    bare_right: Tensor
+    changed: Tensor
+    score: Tensor | None = None
+    attacked: dict[str, Tensor] = field(default_factory=dict)
+    restored: dict[str, Tensor] = field(default_factory=dict)
+    zero_gradient: float | None = None
+
+    def success(self, threat: str) -> Tensor:
+        """Whether the network that the attack was made against is wrong."""
+        return ~self.right if threat == "white_box" else ~self.bare_right
+
+
+Outcomes = dict[Cell, Outcome]
+
+
+def rows(outcomes: Outcomes, seed: int) -> list[dict[str, Any]]:
+    """The main table, one dictionary per cell."""
+    table = []
+    for cell, outcome in outcomes.items():
+        undefended = metrics.accuracy(outcome.undefended)
+        table.append(
+            {
+                "restorer": cell.restorer,
+                **cell.identity(),
+                "eot_samples": 1,
+                "n": outcome.right.numel(),
+                "seed": seed,
+                **metrics.accuracy(outcome.right),
+                "undefended_accuracy": undefended["accuracy"],
+                "undefended_ci95": undefended["ci95"],
+                "zero_gradient": outcome.zero_gradient,
+            }
+        )
+    return table
+
+
+def worst_cases(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
+    """Accuracy when an image counts only if it is right clean and under every attack of a threat.
+
+    Noise is left out, because nobody chose it to do harm; the titles left out are named. "none" is the classifier
+    alone, each attack made against itself.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for restorer in dict.fromkeys(cell.restorer for cell in outcomes):
+        mine = {cell: outcome for cell, outcome in outcomes.items() if cell.restorer == restorer}
+        clean = next(outcome for cell, outcome in mine.items() if cell.spec is None)
+        for threat in dict.fromkeys(cell.threat for cell in mine):
+            chosen = {cell: outcome for cell, outcome in mine.items() if cell.threat == threat and cell.adversarial}
+            if not chosen:
+                continue
+            noises = [cell for cell in mine if cell.threat == threat and cell.spec and not cell.adversarial]
+            about = {
+                "n": clean.right.numel(),
+                "eps": max(cell.spec.eps for cell in chosen),
+                "left_out": [f"{cell.title} {cell.spec.eps:g}" for cell in noises],
+            }
+
+            def entry(kind: str, chosen: Outcomes = chosen, clean: Outcome = clean, about: dict = about) -> dict[str, Any]:
+                flags = [getattr(clean, kind), *(getattr(outcome, kind) for outcome in chosen.values())]
+                with_views = kind == "right"
+                names = [
+                    f"{cell.view}: {cell.title}" if with_views and cell.threat == "white_box" else cell.title for cell in chosen
+                ]
+                return {**metrics.accuracy(metrics.worst_case(flags)), **about, "attacks": list(dict.fromkeys(names))}
+
+            if restorer != NO_RESTORER:
+                result.setdefault(restorer, {})[threat] = entry("right")
+            # Every restorer has met the same attacks on the classifier alone, so that any of them gives this entry.
+            result.setdefault(NO_RESTORER, {})[threat] = entry("undefended")
+    return result
+
+
+def detection(outcomes: Outcomes, validation: dict[str, Tensor], rates: list[float]) -> dict[str, Any]:
+    """How well each restorer's score tells attacked images from clean ones.
+
+    Clean test images stand against those attacked test images that the attack changed and with which it had success.
+    Thresholds come from validation images alone. `accuracy` is given four ways over all images of the attack: with
+    nothing ("none"), with the detector alone, the restorer alone, and both; a flagged attacked image counts as right
+    there, a flagged clean one as wrong.
+
+    Args:
+        outcomes: of all cells.
+        validation: restorer → scores of clean validation images.
+        rates: false-positive rates to choose thresholds for.
+    """
+    result = {}
+    for restorer, scores in validation.items():
+        mine = {cell: outcome for cell, outcome in outcomes.items() if cell.restorer == restorer}
+        clean = next(outcome for cell, outcome in mine.items() if cell.spec is None)
+        thresholds = {f"{rate:g}": metrics.threshold(scores, rate) for rate in rates}
+        entries = []
+        for cell, outcome in mine.items():
+            if cell.spec is None:
+                continue
+            met = outcome.score[outcome.changed & outcome.success(cell.threat)]
+            enough = len(met) >= LEAST_FOR_DETECTION
+            entries.append(
+                {
+                    **cell.identity(),
+                    "n": len(met),
+                    "auroc": metrics.auroc(clean.score, met) if enough else None,
+                    "tpr": {rate: metrics.share_above(met, limit) if enough else None for rate, limit in thresholds.items()},
+                    "accuracy": {rate: _four_ways(outcome, limit, attacked=True) for rate, limit in thresholds.items()},
+                }
+            )
+        result[restorer] = {
+            "validation_n": len(scores),
+            "thresholds": thresholds,
+            "n_clean": len(clean.score),
+            "false_positive_rate": {rate: metrics.share_above(clean.score, limit) for rate, limit in thresholds.items()},
+            "clean_accuracy": {rate: _four_ways(clean, limit, attacked=False) for rate, limit in thresholds.items()},
+            "attacks": entries,
+        }
+    return result
+
+
+def _four_ways(outcome: Outcome, limit: float, *, attacked: bool) -> dict[str, float]:
+    flagged = outcome.score.double() > limit
+
+    def mean(right: Tensor, detector: bool) -> float:
+        counted = right if not detector else (right | flagged) if attacked else (right & ~flagged)
+        return counted.double().mean().item()
+
+    return {
+        "none": mean(outcome.bare_right, False),
+        "detector": mean(outcome.bare_right, True),
+        "restorer": mean(outcome.right, False),
+        "both": mean(outcome.right, True),
+    }
+
+
+def restoration(outcomes: Outcomes, *, lpips: bool) -> dict[str, list[dict[str, Any]]]:
+    """Mean PSNR, SSIM and LPIPS against the clean image, of attacked and of restored images, over changed images.
+
+    The entry for clean images says what the restorer does to images that need none of it; it has no `attacked` figures.
+    """
+    result: dict[str, list[dict[str, Any]]] = {}
+    for cell, outcome in outcomes.items():
+        if cell.restorer == NO_RESTORER:
+            continue
+        which = torch.ones_like(outcome.changed) if cell.spec is None else outcome.changed
+        attacked = None if cell.spec is None else _means(outcome.attacked, which, lpips)
+        entry = {
+            **cell.identity(),
+            "n": int(which.sum()),
+            "attacked": attacked,
+            "restored": _means(outcome.restored, which, lpips),
+        }
+        result.setdefault(cell.restorer, []).append(entry)
+    return result
+
+
+def _means(values: dict[str, Tensor], which: Tensor, lpips: bool) -> dict[str, Any]:
+    means: dict[str, Any] = {
+        name: values[name][which].double().mean().item() if which.any() else None
+        for name in ("psnr", "ssim", "lpips")
+        if name in values
+    }
+    if not lpips:
+        means["lpips"] = MISSING
+    return means
+
+
+def json_ready(value: Any) -> Any:
+    """The same containers with tuples as lists and numbers that JSON has no word for (NaN, infinities) as None."""
+    if isinstance(value, dict):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,21 @@
+"""The normalisation layers that the restorers choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from gandefense.errors import UserError
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,  # fast on CPUs; for batches of small images
+    "group": lambda channels: nn.GroupNorm(8, channels),  # independent of the batch; for few large images
+}
+
+
+def norm_layer(kind: str, channels: int) -> nn.Module:
+    """A normalisation layer for (B, channels, H, W), by name; raises UserError for an unknown one."""
+    if kind not in NORMS:
+        raise UserError(f"unknown norm {kind!r}; known: {', '.join(NORMS)}")
+    return NORMS[kind](channels)

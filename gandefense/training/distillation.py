@@ -1,0 +1,46 @@
+"""Defensive distillation (Papernot et al. 2016) with adversarial training: the GAN defence's distilled classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gandefense.attacks.noise import gaussian_signed
+from gandefense.attacks.suite import frozen
+
+
+@dataclass
+class StudentConfig:
+    """Phase 1, defensive distillation: the student learns the teacher's soft labels, on attacked images."""
+
+    steps: int = 800
+    batch_size: int = 128
+    learning_rate: float = 0.02  # peak, SGD with momentum 0.9
+    temperature: float = 4.0  # of teacher and student (Papernot et al. 2016); the student answers at temperature 1
+    eps: float = 8 / 255  # largest budget of the single-step attack on the student, drawn uniformly from 0 for each image
+    noise: float = 0.4  # largest Gaussian level on the [-1, 1] scale, on every fourth image
+
+
+def distillation(logits: Tensor, goal: Tensor) -> Tensor:
+    """KL(softmax(goal) ‖ softmax(logits)), mean over the batch; both (B, K)."""
+    return F.kl_div(F.log_softmax(logits.float(), 1), F.log_softmax(goal.float(), 1), reduction="batchmean", log_target=True)
+
+
+def student_step(config: StudentConfig, student: nn.Module, teacher: nn.Module, clean: Tensor) -> Tensor:
+    """One distillation loss: the student on attacked and noisy images against the teacher's soft labels on the clean ones.
+
+    The attack is one signed step from a random start on the student itself, with a budget drawn for each image.
+    """
+    temperature = config.temperature
+    with torch.no_grad():
+        soft = teacher(clean) / temperature
+    with frozen(student):
+        budget = config.eps * torch.rand(len(clean), 1, 1, 1, device=clean.device)
+        start = (clean + budget * (2 * torch.rand_like(clean) - 1)).clamp(0, 1).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(distillation(student(start) / temperature, soft), start)
+    attacked = (clean + ((start.detach() - clean) + 1.25 * budget * gradient.sign()).clamp(-budget, budget)).clamp(0, 1)
+    attacked[::4] = gaussian_signed(clean[::4], config.noise * torch.rand(len(clean[::4]), 1, 1, 1, device=clean.device))
+    return temperature**2 * distillation(student(attacked) / temperature, soft)

@@ -1,0 +1,60 @@
+"""What the GAN training loop looks at from time to time: threshold, validation figures, TensorBoard grids."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gandefense.attacks.cache import AttackedSet
+from gandefense.data import datasets
+from gandefense.data.batches import to_float
+from gandefense.restorers.gan import GANNetworks, GANRestorer
+from gandefense.training.run import Run
+
+
+@torch.no_grad()
+def choose_threshold(networks: GANNetworks, validation: datasets.Images, rate: float, device: torch.device) -> float:
+    """The attack logit that a fraction `rate` of clean validation images exceeds."""
+    was_training = networks.training
+    networks.eval()
+    logits = torch.cat([networks.detect(to_float(part.to(device))) for part in validation.images.split(256)])
+    networks.train(was_training)
+    return logits.float().quantile(1 - rate).item()
+
+
+@torch.no_grad()
+def validate(
+    restorer: GANRestorer, classifier: nn.Module, attacked: AttackedSet, images: datasets.Images, device: torch.device
+) -> dict[str, float]:
+    """Validation accuracy behind the restorer, in float32: clean, attacked at 8/255, Gaussian levels; and the rate of flags."""
+    restorer.eval()
+    right: dict[str, list[Tensor]] = {}
+    generator = torch.Generator().manual_seed(0)
+    for rows in torch.arange(len(attacked)).split(256):
+        clean = to_float(images.images[attacked.source[rows]])
+        labels = images.labels[attacked.source[rows]].to(device)
+        flags = attacked.is_attacked(rows)
+        noise = torch.randn(clean.shape, generator=generator)
+        inputs = {"attacked": attacked.rows(rows)[flags], "clean": clean[~flags]}
+        truth = {"attacked": labels[flags.to(device)], "clean": labels[~flags.to(device)]}
+        for level in (0.2, 0.4):
+            inputs[f"gaussian_{level}"] = (clean + level / 2 * noise).clamp(0, 1)[~flags]
+            truth[f"gaussian_{level}"] = truth["clean"]
+        for name, batch in inputs.items():
+            if len(batch):
+                restoration = restorer(batch.to(device))
+                right.setdefault(name, []).append(classifier(restoration.images).argmax(1) == truth[name])
+                right.setdefault(f"flagged_{name}", []).append(restoration.flagged)
+    return {f"validation/{name}": torch.cat(values).float().mean().item() for name, values in right.items()}
+
+
+@torch.no_grad()
+def grids(run: Run, restorer: GANRestorer, attacked: AttackedSet, images: datasets.Images, device: torch.device) -> None:
+    """Fixed grids: clean · attacked · sparsity map · cleaned · each round · residual ×10, for the attacks and a noise level."""
+    rows = torch.arange(0, len(attacked), max(1, len(attacked) // 12))[:12]
+    clean = to_float(images.images[attacked.source[rows]])
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    for name, batch in {"attacked": attacked.rows(rows), "gaussian_0.3": (clean + 0.15 * noise).clamp(0, 1)}.items():
+        made = restorer(batch.to(device)).maps
+        rounds = [made[f"round_{number + 1}"] for number in range(restorer.rounds)]
+        run.grid(f"validation/{name}", [clean, batch, made["sparsity"], made["cleaned"], *rounds, made["residual"] * 5 + 0.5])

@@ -1,0 +1,362 @@
+"""Attacks against networks that can be solved by hand, and against reference loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gandefense.attacks.noise import NOISES
+from gandefense.attacks.suite import ATTACKS, AttackSpec, attack, check_images, check_spec, frozen, predict
+from gandefense.errors import UserError
+from tests.helpers.networks import Linear, small_cnn
+
+EPS = 8 / 255
+RANDOM = ["ffgsm", "pgd", *NOISES]  # attacks with random parts
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(12, 3, 6, 6)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return small_cnn(nn.Tanh)
+
+
+@pytest.fixture
+def labels(network: nn.Module, images: Tensor) -> Tensor:
+    return predict(network, images)
+
+
+@pytest.fixture
+def linear() -> Linear:
+    return Linear(torch.randn(3, 4, 4))
+
+
+def _push(linear: Linear, labels: Tensor) -> Tensor:
+    """The sign of the loss gradient of a linear classifier for the given labels."""
+    return torch.where(labels == 0, 1.0, -1.0).view(-1, 1, 1, 1) * linear.weight.detach().sign()
+
+
+def test_fgsm_against_a_linear_classifier_is_eps_times_sign(linear: Linear) -> None:
+    images, labels = torch.rand(6, 3, 4, 4) * 0.8 + 0.1, torch.tensor([0, 1, 0, 1, 1, 0])
+    attacked = attack(linear, images, labels, AttackSpec("fgsm", eps=EPS)).images
+    assert torch.allclose(attacked, images + EPS * _push(linear, labels), rtol=0, atol=2e-7)
+
+
+def test_ffgsm_against_a_linear_classifier_goes_at_least_a_quarter_of_eps(linear: Linear) -> None:
+    # A uniform start in ±eps and a step of 1.25 eps, cut to ±eps, end between eps / 4 and eps.
+    images, labels = torch.rand(200, 3, 4, 4) * 0.8 + 0.1, torch.arange(200) % 2
+    along = (attack(linear, images, labels, AttackSpec("ffgsm", eps=EPS)).images - images) * _push(linear, labels)
+    assert along.min() > EPS / 4 - 1e-6
+    assert along.min() < EPS / 3
+    assert along.max() < EPS + 1e-6
+    assert along.mean().item() == pytest.approx(EPS * (1 - 0.75 * 0.75 / 4), rel=0.02)
+
+
+def test_pixels_at_the_edge_of_the_range_stay_there(linear: Linear) -> None:
+    images = torch.rand(4, 3, 4, 4).round()
+    attacked = attack(linear, images, torch.tensor([0, 1, 0, 1]), AttackSpec("fgsm", eps=EPS)).images
+    wanted = (images + EPS * _push(linear, torch.tensor([0, 1, 0, 1]))).clamp(0, 1)
+    assert torch.allclose(attacked, wanted, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1 / 255, EPS, 0.5])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_stays_in_its_budget(name: str, eps: float, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    attacked = attack(network, images, labels, AttackSpec(name, eps=eps, steps=12))
+    assert (attacked.images - images).abs().max() <= eps + 1e-6
+    assert attacked.images.min() >= 0
+    assert attacked.images.max() <= 1
+    assert attacked.images.dtype == images.dtype
+    assert not attacked.images.requires_grad
+    assert attacked.changed.all().item() == (eps > 0)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_lowers_accuracy(name: str, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    attacked = attack(network, images, labels, AttackSpec(name, eps=0.2))
+    assert attacked.success.float().mean() > 0.7
+
+
+def _margin(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = network(images)
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    return own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+
+
+def _loss_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    point = images.detach().requires_grad_(True)
+    return torch.autograd.grad(F.cross_entropy(network(point), labels, reduction="sum"), point)[0]
+
+
+def _reference(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float,
+    direction: Callable[[Tensor], Tensor],
+) -> Tensor:
+    attacked = images
+    for _ in range(steps):
+        attacked = attacked + step_size * direction(_loss_gradient(network, attacked, labels))
+        attacked = (images + (attacked - images).clamp(-eps, eps)).clamp(0, 1)
+    return attacked
+
+
+class _Momentum:
+    """Dong et al. (2018), eq. 6; with `normalise` the L1 norm of an image's gradient."""
+
+    def __init__(self, normalise: Callable[[Tensor], Tensor]) -> None:
+        self.normalise = normalise
+        self.gathered: Tensor | float = 0.0
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        self.gathered = self.gathered + self.normalise(gradient)
+        return self.gathered.sign()
+
+
+def _by_l1(gradient: Tensor) -> Tensor:
+    return gradient / gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
+
+
+def test_bim_equals_its_reference_loop(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    network, images = network.double(), images.double()
+    attacked = attack(network, images, labels, AttackSpec("bim", eps=EPS, steps=15)).images
+    expected = _reference(network, images, labels, eps=EPS, steps=15, step_size=EPS / 10, direction=torch.sign)
+    assert torch.allclose(attacked, expected, rtol=0, atol=1e-9)
+
+
+def test_mim_gathers_gradients_normalised_by_their_l1_norm(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    network, images = network.double(), images.double()
+    how = {"eps": 0.1, "steps": 15, "step_size": 0.02}
+    attacked = attack(network, images, labels, AttackSpec("mim", **how)).images
+    assert torch.allclose(attacked, _reference(network, images, labels, **how, direction=_Momentum(_by_l1)), rtol=0, atol=1e-9)
+    of_signs = _reference(network, images, labels, **how, direction=_Momentum(torch.sign))
+    assert not torch.allclose(attacked, of_signs, rtol=0, atol=1e-3), "gathering signs is another attack, and this setting tells"
+
+
+def test_default_step_sizes(linear: Linear) -> None:
+    images, labels = torch.full((1, 3, 4, 4), 0.5), torch.zeros(1, dtype=torch.int64)
+    for name, expected in {"bim": 0.3, "mim": 0.3}.items():
+        moved = attack(linear, images, labels, AttackSpec(name, eps=EPS, steps=3)).images - images
+        assert torch.allclose(moved.abs(), torch.tensor(expected * EPS), rtol=0, atol=1e-6), name
+
+
+def test_pgd_starts_at_random_in_the_whole_budget(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    grey = torch.full_like(images, 0.5)
+    start = attack(network, grey, labels, AttackSpec("pgd", eps=0.1, steps=1, step_size=1e-9)).images - grey
+    assert start.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.05)
+    assert 0.095 < start.abs().max() <= 0.1 + 1e-6
+
+
+def test_pgd_lowers_the_margin_at_least_as_far_as_fgsm(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    margins = {
+        name: _margin(network, attack(network, images, labels, AttackSpec(name)).images, labels) for name in ("fgsm", "pgd")
+    }
+    assert margins["fgsm"].mean() < _margin(network, images, labels).mean() - 0.1
+    assert margins["pgd"].mean() <= margins["fgsm"].mean() + 1e-3
+
+
+def test_restarts_keep_what_was_broken_and_break_more(network: nn.Module) -> None:
+    images = torch.rand(200, 3, 6, 6)
+    labels = predict(network, images)
+    spec = AttackSpec("ffgsm", eps=0.05)
+    once, often = (attack(network, images, labels, replace(spec, restarts=restarts)) for restarts in (1, 10))
+    assert 0 < once.success.sum() < often.success.sum() < len(images)
+    assert torch.equal(often.images[once.success], once.images[once.success])
+    assert often.success[once.success].all()
+
+
+def test_success_means_that_the_prediction_is_not_the_label(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    wrong = torch.where(torch.arange(len(labels)) < 4, (labels + 1) % 4, labels)
+    attacked = attack(network, images, wrong, AttackSpec("fgsm", eps=0.02))
+    assert torch.equal(attacked.success, predict(network, attacked.images) != wrong)
+    assert 0 < attacked.success.sum() < len(labels)
+    untouched = attack(network, images, wrong, AttackSpec("pgd", eps=0))
+    assert untouched.success.tolist() == [True] * 4 + [False] * 8
+
+
+def test_changed_means_that_some_pixel_differs(images: Tensor) -> None:
+    class Gated(nn.Module):
+        """A gradient for bright first pixels only."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            gate = (images[:, 0, 0, 0] > 0.5).to(images.dtype)
+            return torch.stack([images.flatten(1).mean(1) * gate, torch.zeros_like(gate)], dim=1)
+
+    images[:, 0, 0, 0] = torch.tensor([0.0, 1.0]).repeat(6)
+    attacked = attack(Gated(), images, torch.zeros(12, dtype=torch.int64), AttackSpec("fgsm"))
+    assert attacked.changed.tolist() == [False, True] * 6
+
+
+def test_predicted_labels_push_away_from_the_prediction(linear: Linear) -> None:
+    images = torch.rand(20, 3, 4, 4) * 0.8 + 0.1
+    predicted = predict(linear, images)
+    wrong = 1 - predicted
+    for labels, pushed in (("true", wrong), ("predicted", predicted)):
+        attacked = attack(linear, images, wrong, AttackSpec("fgsm", labels=labels)).images
+        assert torch.allclose(attacked, images + EPS * _push(linear, pushed), rtol=0, atol=2e-7), labels
+
+
+class OnePixelAClass(nn.Module):
+    """Logit k is pixel k, so that a step towards a class is seen in the pixels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) * 2
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_random_target_goes_to_one_class_that_is_never_the_true_one(name: str) -> None:
+    images, labels = torch.full((120, 1, 2, 2), 0.5), torch.arange(120) % 4
+    spec = AttackSpec(name, eps=0.1, steps=8, step_size=0.5 if name == "ffgsm" else None, labels="random_target")
+    moved = (attack(OnePixelAClass(), images, labels, spec).images - images).flatten(1)
+    assert ((moved > 0).sum(1) == 1).all(), "the target's pixel alone is raised"
+    target = moved.argmax(1)
+    assert (target != labels).all()
+    for label in range(4):
+        assert set(target[labels == label].tolist()) == set(range(4)) - {label}
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, *NOISES])
+@pytest.mark.parametrize("kind", ["true", "predicted", "random_target"])
+def test_every_attack_takes_every_kind_of_labels(
+    name: str, kind: str, network: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    attacked = attack(network, images, labels, AttackSpec(name, eps=0.1, steps=3, labels=kind))
+    assert attacked.changed.all()
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, *NOISES])
+def test_seed_decides_and_the_global_random_state_stays(name: str, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    before = torch.get_rng_state()
+    results = []
+    for seed in (7, 7, 8):
+        results.append(attack(network, images, labels, AttackSpec(name, eps=0.1, steps=3), seed=seed).images)
+        torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2]) == (name not in RANDOM)
+
+
+def test_the_network_is_left_as_it_was(images: Tensor, labels: Tensor) -> None:
+    network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Dropout(), nn.Flatten(), nn.Linear(64, 4))
+    network.train()
+    network[1].eval()
+    network[3].bias.requires_grad_(False)
+    network[3].weight.grad = torch.ones_like(network[3].weight)
+    modes = [module.training for module in network.modules()]
+    wanted = [parameter.requires_grad for parameter in network.parameters()]
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    seen = []
+    network.register_forward_hook(
+        lambda module, inputs, output: seen.append(
+            (any(m.training for m in module.modules()), any(p.requires_grad for p in module.parameters()))
+        )
+    )
+    attack(network, images, labels, AttackSpec("pgd", steps=2))
+    assert set(seen) == {(False, False)}, "eval mode and frozen parameters during the attack"
+    assert [module.training for module in network.modules()] == modes
+    assert [parameter.requires_grad for parameter in network.parameters()] == wanted
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items()), "batch norm's statistics too"
+    gradients = [parameter.grad for parameter in network.parameters()]
+    assert [gradient is None for gradient in gradients] == [True] * 4 + [False, True]
+    assert torch.equal(network[3].weight.grad, torch.ones_like(network[3].weight))
+
+
+def test_frozen_puts_things_back_after_an_exception() -> None:
+    network = nn.Linear(2, 2).train()
+    with pytest.raises(ZeroDivisionError), frozen(network):
+        raise ZeroDivisionError
+    assert network.training
+    assert network.weight.requires_grad
+
+
+def test_an_attack_works_under_no_grad(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    with torch.no_grad():
+        inside = attack(network, images, labels, AttackSpec("pgd", steps=3)).images
+    assert torch.equal(inside, attack(network, images, labels, AttackSpec("pgd", steps=3)).images)
+
+
+GOOD = torch.rand(2, 3, 4, 4)
+
+
+def _with(value: float) -> Tensor:
+    changed = GOOD.clone()
+    changed[1, 2, 3, 3] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (GOOD[0], r"expected images of shape \(B, C, H, W\), got \(3, 4, 4\)"),
+        (GOOD[None], r"expected images of shape \(B, C, H, W\)"),
+        (GOOD[:, :1], r"expected images with 3 channel\(s\), got 1"),
+        (GOOD.permute(0, 2, 3, 1), r"expected images with 3 channel\(s\), got 4"),
+        ((GOOD * 255).byte(), "divide 8-bit images by 255"),
+        (GOOD > 0.5, "expected float images"),
+        (GOOD * 255, "images must lie in"),
+        (GOOD * 2 - 1, "normalisation belongs in the classifier"),
+        (_with(1.001), "images must lie in"),
+        (_with(-0.001), "images must lie in"),
+        (_with(torch.nan), "NaN or infinite"),
+        (_with(torch.inf), "NaN or infinite"),
+        (_with(-torch.inf), "NaN or infinite"),
+    ],
+)
+def test_bad_images_are_refused(images: Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_images(images, 3)
+
+
+@pytest.mark.parametrize(
+    "images", [GOOD, GOOD.double(), GOOD.half(), GOOD[:0], _with(1 + 5e-7), _with(-5e-7), GOOD.requires_grad_()]
+)
+def test_good_images_pass(images: Tensor) -> None:
+    check_images(images, 3)
+
+
+def test_an_attack_checks_its_images(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    with pytest.raises(UserError, match="images must lie in"):
+        attack(network, images * 255, labels, AttackSpec("fgsm"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (AttackSpec("fgms"), "unknown attack 'fgms'; known: fgsm, "),
+        (AttackSpec("pgd", eps=8), "eps is in pixel units"),
+        (AttackSpec("pgd", eps=-0.1), "eps is in pixel units"),
+        (AttackSpec("pgd", eps=float("nan")), "eps is in pixel units"),
+        (AttackSpec("pgd", steps=0), "steps and restarts must be at least 1"),
+        (AttackSpec("pgd", restarts=0), "steps and restarts must be at least 1"),
+        (AttackSpec("pgd", labels="random"), "labels must be true, predicted or random_target"),
+    ],
+)
+def test_bad_specs_are_refused(spec: AttackSpec, message: str, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    for check in (lambda: check_spec(spec), lambda: attack(network, images, labels, spec)):
+        with pytest.raises(UserError, match=message):
+            check()
+
+
+@pytest.mark.parametrize(
+    ("spec", "title", "norm"),
+    [
+        (AttackSpec("pgd", steps=40), "pgd-40", "linf"),
+        (AttackSpec("fgsm"), "fgsm", "linf"),
+        (AttackSpec("mim", steps=10, labels="predicted"), "mim-10 (predicted)", "linf"),
+        (AttackSpec("gaussian[-1,1]", eps=0.2), "gaussian[-1,1]", "noise"),
+    ],
+)
+def test_titles_and_norms(spec: AttackSpec, title: str, norm: str) -> None:
+    assert (spec.title(), spec.norm) == (title, norm)

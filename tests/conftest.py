@@ -1,0 +1,55 @@
+"""Fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts its threads
+
+import pytest
+import torch
+
+from tests.helpers import small_cifar10 as small
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same random numbers, alone or in the suite."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def _small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    small.write(root / "cifar10")
+    return root
+
+
+@pytest.fixture
+def small_cifar10(_small_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data root of a small CIFAR-10 that the package takes for the real one during a test."""
+    small.install(_small_root, monkeypatch)
+    return _small_root
+
+
+@pytest.fixture
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Start Python with the given words in the project's folder, on one thread, and wait for its end."""
+
+    def start(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return start

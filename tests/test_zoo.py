@@ -1,0 +1,141 @@
+"""Trained networks by name, run folder or file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gandefense
+from gandefense import classifiers, zoo
+from gandefense.data import datasets
+from gandefense.errors import UserError
+from gandefense.restorers.base import IdentityRestorer
+from gandefense.restorers.trn import TwoStreamRestorationNetwork
+from gandefense.weights_io import save_weights
+
+NETWORK = {"channels": 3, "labels": 10, "width": 8, "blocks": 1, "streams": "both"}
+
+
+@pytest.fixture
+def classifier() -> nn.Module:
+    return classifiers.build("resnet9", datasets.describe("cifar10")).eval()
+
+
+@pytest.fixture
+def saved(tmp_path: Path, classifier: nn.Module) -> Callable[..., Path]:
+    """A weights file, by default of a classifier, with changes to its description (None drops an entry)."""
+
+    def save(kind: str = "classifier", name: str = "model", **changes: Any) -> Path:
+        path = tmp_path / f"{name}.safetensors"
+        description: dict[str, Any] = {"kind": kind, "data": "cifar10"}
+        module = classifier
+        if kind == "classifier":
+            description["architecture"] = "resnet9"
+        else:
+            description.update(network=NETWORK, classifier=str(tmp_path / "classifier.safetensors"))
+            module = TwoStreamRestorationNetwork(**NETWORK)
+        description.update(changes)
+        save_weights(path, module.state_dict(), {key: value for key, value in description.items() if value is not None})
+        return path
+
+    return save
+
+
+def test_a_classifier_loads_undefended(saved: Callable, classifier: nn.Module) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    defended = gandefense.load(saved())
+    assert not defended.training
+    assert isinstance(defended.restorer, IdentityRestorer)
+    with torch.no_grad():
+        assert torch.equal(defended(images), classifier(images))
+
+
+def test_a_restorer_loads_with_the_classifier_it_was_trained_for(saved: Callable, classifier: nn.Module) -> None:
+    saved(name="classifier")
+    defended = gandefense.load(saved("trn", name="restorer"))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(defended(images), classifier(images)), "an untrained TRN is the identity"
+    assert set(defended.restore(images).maps) >= {"gradient_maps", "residual"}
+
+
+def test_a_restorer_goes_before_somebody_elses_classifier(saved: Callable) -> None:
+    mine = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    defended = gandefense.defend(mine, saved("trn"))
+    assert defended.classifier is mine
+    assert defended(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(UserError, match=r"3 channel"):
+        defended(torch.rand(2, 1, 32, 32))
+
+
+def test_none_leaves_images_as_they_are(classifier: nn.Module) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(gandefense.defend(classifier, "none").restore(images).images, images)
+
+
+def test_a_finished_run_folder_is_a_name_and_an_unfinished_one_says_how_to_go_on(saved: Callable, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("kind: classifier\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"not finished .*; go on with resume={tmp_path}"):
+        gandefense.load(tmp_path)
+    path = saved()
+    assert zoo.find(tmp_path) == path
+    assert gandefense.load(tmp_path).classifier is not None
+
+
+@pytest.mark.parametrize("name", ["cifar10/nothing", "../weights", "", "run_folder"])
+def test_unknown_name_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(UserError, match=r"unknown network .* shipped: ") as caught:
+        gandefense.load(name)
+    assert all(known in str(caught.value) for known in zoo.names())
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("classifier", {"architecture": "resnet99"}, "unknown classifier 'resnet99'"),
+        ("classifier", {"architecture": "resnet11"}, "does not fit"),
+        ("classifier", {"architecture": None}, "architecture"),
+        ("classifier", {"data": "cifar11"}, "unknown data set 'cifar11'"),
+        ("trn", {"classifier": None}, "does not say which classifier it defends"),
+        ("trn", {"network": None}, "network"),
+        ("trn", {"network": {**NETWORK, "width": 16}}, "does not fit"),
+        ("trn", {"network": {**NETWORK, "depth": 3}}, "depth"),
+        ("trn", {"network": {**NETWORK, "streams": "three"}}, "unknown streams 'three'"),
+        ("sculptor", {}, "is a 'sculptor', not a restorer"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_one_line(saved: Callable, kind: str, changes: dict[str, Any], message: str) -> None:
+    saved(name="classifier")
+    with pytest.raises(UserError, match=message) as caught:
+        gandefense.load(saved(kind, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_file_is_one_line(saved: Callable) -> None:
+    path = saved()
+    path.write_bytes(path.read_bytes()[:-1000])
+    for load in (gandefense.load, zoo.load_classifier, zoo.describe):
+        with pytest.raises(UserError, match="not a whole safetensors file"):
+            load(path)
+
+
+def test_a_restorer_is_no_classifier_and_a_classifier_no_restorer(saved: Callable, classifier: nn.Module) -> None:
+    with pytest.raises(UserError, match="not a classifier"):
+        zoo.load_classifier(saved("trn"))
+    with pytest.raises(UserError, match="not a restorer"):
+        gandefense.defend(classifier, saved())
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_shipped_network_loads_and_answers(name: str) -> None:
+    data = datasets.describe(zoo.describe(name)["data"])
+    images = torch.rand(2, data.channels, data.size, data.size)
+    with torch.no_grad():
+        logits = gandefense.load(name)(images)
+    assert logits.shape == (2, len(data.classes))
+    assert logits.isfinite().all()

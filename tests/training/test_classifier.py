@@ -1,0 +1,190 @@
+"""Training a classifier, killed and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gandefense import zoo
+from gandefense.config import DataConfig, RunConfig
+from gandefense.data import datasets
+from gandefense.errors import UserError
+from gandefense.training.classifier import ClassifierConfig, OptimiserConfig, accuracy, one_cycle, train
+from gandefense.training.run import Run
+from gandefense.weights_io import load_weights
+
+ROOT = Path(__file__).parent.parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config(small_cifar10: Path, tmp_path: Path) -> Callable[..., ClassifierConfig]:
+    """Settings for 240 images: 7 steps of 32 an epoch."""
+
+    def settings(*, epochs: float = 1, learning_rate: float = 0.1, limit: int | None = None, **run: object) -> ClassifierConfig:
+        return ClassifierConfig(
+            data=DataConfig(limit=limit),
+            run=RunConfig(**{"folder": str(tmp_path), "device": "cpu", "precision": "float32", "log_every": 5, **run}),
+            architecture="tiny",
+            train=OptimiserConfig(batch_size=32, epochs=epochs, learning_rate=learning_rate, ema_decay=0.9),
+        )
+
+    return settings
+
+
+def _log(folder: Path, name: str) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [(line["step"], line[name]) for line in lines if name in line]
+
+
+def test_a_short_training_learns(config: Callable[..., ClassifierConfig]) -> None:
+    path = train(config(epochs=10))
+    network = zoo.load_classifier(path)
+    assert accuracy(network, datasets.load(DataConfig(), "test"), CPU) > 0.7, "chance is 0.1"
+    losses = [loss for _, loss in _log(path.parent, "train/loss")]
+    assert losses[-1] < 0.8 * losses[0]
+    measured = load_weights(path)[1]["measured"]
+    assert measured["validation_n"] == 60
+    assert measured["validation_accuracy"] == pytest.approx(accuracy(network, datasets.load(DataConfig(), "validation"), CPU))
+    assert _log(path.parent, "validation/accuracy")[-1] == (70, measured["validation_accuracy"])
+
+
+def test_bf16_trains_too(config: Callable[..., ClassifierConfig]) -> None:
+    path = train(config(epochs=10, precision="bf16"))
+    tensors, metadata = load_weights(path)
+    assert metadata["measured"]["validation_accuracy"] > 0.5
+    assert all(tensor.dtype != torch.bfloat16 for tensor in tensors.values())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config: Callable[..., ClassifierConfig]) -> None:
+    weights = [load_weights(train(config(seed=seed)))[0] for seed in (1, 1, 2)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert not all(torch.equal(tensor, weights[2][name]) for name, tensor in weights[0].items())
+
+
+def test_a_finished_run_is_not_trained_again(config: Callable[..., ClassifierConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    settings = config()
+    path = train(settings)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    settings.resume = str(path.parent)
+    assert train(settings) == path
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+    assert "finished" in capsys.readouterr().out
+
+
+def test_the_logged_loss_is_a_mean_over_the_steps_since_the_last_line(config: Callable[..., ClassifierConfig]) -> None:
+    every_step, every_fifth = (train(config(log_every=every)).parent for every in (1, 5))
+    losses = [loss for _, loss in _log(every_step, "train/loss")]
+    assert len(losses) == 7
+    expected = [(5, sum(losses[:5]) / 5), (7, sum(losses[5:]) / 2)]
+    logged = _log(every_fifth, "train/loss")
+    assert [step for step, _ in logged] == [5, 7]
+    assert [loss for _, loss in logged] == pytest.approx([loss for _, loss in expected], rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_a_checkpoint_keeps_it(config: Callable[..., ClassifierConfig]) -> None:
+    settings = config(learning_rate=1e30, epochs=3, log_every=10, checkpoint_every=1)
+    with pytest.raises(UserError, match="the loss became nan"):
+        train(settings)
+    (folder,) = Path(settings.run.folder).glob("0*")
+    assert not (folder / "model.safetensors").exists()
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        network = torch.load(checkpoint, weights_only=True)["parts"]["network"]
+        assert all(tensor.isfinite().all() for tensor in network.values())
+
+
+def test_the_limit_cuts_training_images_but_never_validation(config: Callable[..., ClassifierConfig]) -> None:
+    path = train(config(limit=20))
+    assert load_weights(path)[1]["measured"]["validation_n"] == 60
+    assert _log(path.parent, "validation/accuracy")[-1][0] == 1, "20 images are one batch, cut to their number"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "huge"}, "unknown classifier 'huge'"),
+        ({"data": DataConfig(name="cifar11")}, "unknown data set"),
+        ({"run": RunConfig(folder="never made", device="abacus")}, "unknown device 'abacus'"),
+    ],
+)
+def test_bad_settings_are_refused(config: Callable[..., ClassifierConfig], change: dict[str, object], message: str) -> None:
+    settings = dataclasses.replace(config(), **change)
+    with pytest.raises(UserError, match=message):
+        train(settings)
+
+
+def test_accuracy_counts_and_leaves_the_mode(small_cifar10: Path) -> None:
+    class Always(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            return torch.nn.functional.one_hot(torch.full((len(images),), 3), 10).float()
+
+    test, network = datasets.load(DataConfig(), "test"), Always().train()
+    assert accuracy(network, test, CPU, batch_size=7) == (test.labels == 3).sum().item() / 60
+    assert network.training
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100, 1001])
+@pytest.mark.parametrize("warmup", [0.0, 0.2, 1.0])
+def test_one_cycle_rises_to_its_peak_and_falls(steps: int, warmup: float) -> None:
+    factors = [one_cycle(step, steps, warmup) for step in range(steps)]
+    peak = factors.index(max(factors))
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[: peak + 1] == sorted(factors[: peak + 1])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    if steps >= 100:
+        assert max(factors) > 0.97
+        assert abs(peak - warmup * steps) <= 2
+    if steps >= 100 and warmup < 1:
+        assert factors[-1] < 0.02
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_bit_identical_weights(small_cifar10: Path, tmp_path: Path, python: Callable) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "architecture: tiny\ntrain: {batch_size: 32, epochs: 18, ema_decay: 0.9, erase: 0.5}\n"
+        "run: {device: cpu, precision: float32, log_every: 5, checkpoint_every: 10, seed: 4}\n",
+        encoding="utf-8",
+    )
+    tool = ["-m", "tests.helpers.with_small_cifar10", "tools/train_classifier.py"]
+
+    whole = python(*tool, recipe, f"run.folder={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *tool, str(recipe), f"run.folder={tmp_path / 'killed'}"]
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        folder, deadline = tmp_path / "killed" / "00000-run", time.monotonic() + 120
+        while not (folder / "checkpoint.pt").is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "output").read_text()
+    assert not (folder / "model.safetensors").exists(), "killed in the middle"
+    interrupted_at = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+    assert 0 < interrupted_at < 126
+
+    resumed = python(*tool, f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr
+    first, second = (load_weights(tmp_path / name / "00000-run" / "model.safetensors")[0] for name in ("whole", "killed"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    for name in ("train/loss", "train/learning_rate", "validation/accuracy"):
+        assert _log(folder, name) == _log(tmp_path / "whole" / "00000-run", name)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+    again = python(*tool, f"resume={folder}")
+    assert (again.returncode, again.stdout.count("finished")) == (0, 1)
+    assert Run.saved_config(folder, "classifier")["run"]["seed"] == 4
