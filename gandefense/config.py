@@ -78,6 +78,8 @@ def _reject_unknown_keys(given: Any, schema: DictConfig, known: list[str], prefi
             raise UserError(f"config: unknown key {prefix}{key}; the nearest known one is {nearest[0]}")
         node = schema._get_node(key)
         free_form = OmegaConf.get_type(node) is dict or not isinstance(node, DictConfig)
+        if not free_form and value is not None and not isinstance(value, dict):
+            raise UserError(f"config: {prefix}{key} takes key: value lines, got {value!r}")
         if isinstance(value, dict) and not free_form:
             _reject_unknown_keys(value, node, known, f"{prefix}{key}.")
 
@@ -99,7 +101,8 @@ def build(schema: type[Schema], values: dict[str, Any], *, source: str = "config
     try:
         return OmegaConf.to_object(OmegaConf.merge(structured, OmegaConf.create(values)))
     except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
+        where = getattr(error, "full_key", None)
+        raise UserError(f"{source}: {f'{where}: ' if where else ''}{str(error).splitlines()[0]}") from None
 
 
 def load(schema: type[Schema], path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Schema:

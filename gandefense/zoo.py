@@ -55,6 +55,8 @@ def load_classifier(name: str | Path) -> nn.Module:
     tensors, description = load_weights(path)
     if description.get("kind") != "classifier":
         raise UserError(f"{name} is a {description.get('kind')!r}, not a classifier")
+    if not {"architecture", "data"} <= description.keys():
+        raise UserError(f"{name}: its description names no architecture or no data set")
     network = classifiers.build(description["architecture"], datasets.describe(description["data"]))
     fill(network, tensors, source=path)
     return network.eval()
@@ -91,7 +93,7 @@ def defend(classifier: nn.Module, restorer: str | Path | Restorer) -> DefendedCl
     """
     if isinstance(restorer, Restorer):
         return DefendedClassifier(restorer, classifier)
-    channels = None if restorer == "none" else datasets.describe(describe(restorer)["data"]).channels
+    channels = None if restorer == "none" else datasets.describe(describe(restorer).get("data", "")).channels
     return DefendedClassifier(load_restorer(restorer, classifier), classifier, channels=channels, name=str(restorer))
 
 

@@ -78,7 +78,7 @@ class MomentumIterative(fa.LinfMomentumIterativeFastGradientMethod):
 
 ATTACKS: dict[str, Callable[[AttackSpec], Any]] = {
     # one step of size eps (Goodfellow et al. 2015)
-    "fgsm": lambda s: fa.LinfFastGradientAttack(random_start=False),
+    "fgsm": lambda s: fa.LinfBasicIterativeAttack(steps=1, abs_stepsize=s.eps, random_start=False),
     # uniform random start, one step of 1.25 eps, projected (Wong et al. 2020)
     "ffgsm": lambda s: fa.LinfPGD(steps=1, abs_stepsize=s.step_size or 1.25 * s.eps, random_start=True),
     # no random start, eps / 10 a step (Kurakin et al. 2017; the step such that ten of them reach the budget's edge)
@@ -96,6 +96,8 @@ def check_spec(spec: AttackSpec) -> None:
         raise UserError(f"unknown attack {spec.attack!r}; known: {', '.join([*ATTACKS, *NOISES])}")
     if not 0 <= spec.eps <= 1:
         raise UserError(f"{spec.attack}: eps is in pixel units of [0, 1] images (write 8/255), got {spec.eps}")
+    if spec.step_size is not None and spec.step_size <= 0:
+        raise UserError(f"{spec.attack}: step_size must be positive, got {spec.step_size}")
     if spec.steps < 1 or spec.restarts < 1:
         raise UserError(f"{spec.attack}: steps and restarts must be at least 1")
     if spec.labels not in ("true", "predicted", "random_target"):
@@ -163,7 +165,7 @@ def attack(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec,
     """
     check_spec(spec)
     check_images(images)
-    devices = [images.device] if images.device.type == "cuda" else []
+    devices = list(range(torch.cuda.device_count()))  # manual_seed below reseeds them all
     with torch.random.fork_rng(devices=devices), frozen(network):
         torch.manual_seed(seed)
         if spec.attack in NOISES:

@@ -107,7 +107,7 @@ def softplus_activations(classifier: nn.Module, beta: float = 20.0) -> Iterator[
     """
     replaced = []
     for parent in classifier.modules():
-        for name, child in parent.named_children():
+        for name, child in parent._modules.items():
             if isinstance(child, nn.ReLU):
                 replaced.append((parent, name, child))
     for parent, name, _ in replaced:

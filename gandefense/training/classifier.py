@@ -13,7 +13,7 @@ from gandefense import classifiers
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import augmentation, batch_indices, batches, to_float
-from gandefense.training.run import autocast, check_finite, choose_device, exponential_average, open_run
+from gandefense.training.run import Means, autocast, check_finite, choose_device, exponential_average, open_run
 
 
 @dataclass
@@ -55,7 +55,7 @@ def accuracy(network: nn.Module, images: datasets.Images, device: torch.device, 
 def one_cycle(step: int, steps: int, warmup: float) -> float:
     """Learning-rate factor: linear from 0 to 1 over the first `warmup` fraction of the steps, linear to 0 after it."""
     peak = max(1.0, warmup * steps)
-    return min((step + 1) / peak, max(0.0, (steps - step) / max(1.0, steps - peak)))
+    return min(1.0, (step + 1) / peak, max(0.0, (steps - step) / max(1.0, steps - peak)))
 
 
 def train(config: ClassifierConfig) -> Path:
@@ -95,7 +95,7 @@ def train(config: ClassifierConfig) -> Path:
     steps = max(1, round(options.epochs * per_epoch))
     bar = run.progress(steps, "step", "classifier")
     network.train()
-    total = torch.zeros((), device=device)
+    means = Means()
     for step in range(run.step, steps):
         for group in optimiser.param_groups:
             group["lr"] = options.learning_rate * one_cycle(step, steps, options.warmup)
@@ -110,17 +110,17 @@ def train(config: ClassifierConfig) -> Path:
         optimiser.step()
         average.update_parameters(network)
 
-        total += loss.detach()
+        means.add(loss=loss)
         run.step = step + 1
         bar.update()
         if run.step % config.run.log_every == 0 or run.step == steps:
-            check_finite(total, run)
-            scalars = {"train/loss": total.item() / config.run.log_every, "train/learning_rate": optimiser.param_groups[0]["lr"]}
-            run.log(scalars, images=config.run.log_every * batch_size)
-            total.zero_()
+            check_finite(means, run)
+            images_seen = means.steps * batch_size
+            run.log({**means.take(), "train/learning_rate": optimiser.param_groups[0]["lr"]}, images=images_seen)
         if run.step % per_epoch == 0 or run.step == steps:
             run.log({"validation/accuracy": accuracy(average.module, validation, device)})
         if run.checkpoint_due():
+            check_finite(means, run)
             run.save()
 
     measured = {"validation_accuracy": accuracy(average.module, validation, device), "validation_n": len(validation.labels)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from gandefense import classifiers, zoo
 from gandefense.attacks.cache import AttackedSetConfig, attacked_set
@@ -23,7 +23,7 @@ from gandefense.restorers.gan import GANNetworks, GANRestorer
 from gandefense.training.classifier import accuracy
 from gandefense.training.distillation import StudentConfig, distillation, student_step
 from gandefense.training.gan_validation import choose_threshold, grids, validate
-from gandefense.training.run import autocast, check_finite, choose_device, exponential_average, open_run
+from gandefense.training.run import Means, autocast, check_finite, choose_device, exponential_average, open_run
 from gandefense.training.trn import clean_logits, warm_cosine
 from gandefense.weights_io import save_weights
 
@@ -160,7 +160,7 @@ def train(config: GANConfig) -> Path:
     # Phase 1: teacher → student.
     augment = augmentation(data.size)
     student.train()
-    total = torch.zeros((), device=device)
+    means = Means()
     for step in range(run.step, config.distil.steps):
         chosen = batch_indices(len(images.labels), config.distil.batch_size, step, config.run.seed)
         clean = augment(to_float(images.images[chosen].to(device))).contiguous(memory_format=torch.channels_last)
@@ -171,16 +171,17 @@ def train(config: GANConfig) -> Path:
         student_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         student_optimiser.step()
-        total += loss.detach()
+        means.add(loss=loss)
         run.step = step + 1
         bar.update()
-        if run.step % config.run.log_every == 0:
-            check_finite(total, run)
-            run.log({"student/loss": total.item() / config.run.log_every}, images=config.run.log_every * len(clean))
-            total.zero_()
+        if run.step % config.run.log_every == 0 or run.step == config.distil.steps:
+            check_finite(means, run)
+            images_seen = means.steps * len(clean)
+            run.log(means.take("student/"), images=images_seen)
         if run.step == config.distil.steps:
             run.log({"student/validation_accuracy": accuracy(student, validation, device)})
         if run.checkpoint_due() or run.step == config.distil.steps:
+            check_finite(means, run)
             run.save()
     student.eval().requires_grad_(False)
     teacher.requires_grad_(False)
@@ -189,7 +190,6 @@ def train(config: GANConfig) -> Path:
     networks.train()
     goals = clean_logits(teacher, images, device, config.run.precision)
     replay_images, replay_clean, replay_goal = (run.extra.get(name) for name in ("images", "clean", "goal"))
-    sums: dict[str, Tensor] = {}
     for step in range(run.step - config.distil.steps, options.steps):
         rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
         source = attacked.source[rows]
@@ -266,29 +266,27 @@ def train(config: GANConfig) -> Path:
             run.extra = {"images": replay_images, "clean": replay_clean, "goal": replay_goal}
         run.step = config.distil.steps + step + 1
         bar.update()
-        with torch.no_grad():
-            scalars = {f"loss/{name}": value.detach() for name, value in losses.items()} | {
-                "loss/discriminator": discriminator_total.detach(),
-                "loss/r1": penalty.detach() * weights.r1_every,
-                "discriminator/real": real_score.mean().detach(),
-                "discriminator/fake": fake_score.mean().detach(),
-                "train/pixel_error": (made.regenerated - clean).abs().mean().detach() * 255,
-                "train/accuracy": (logits.argmax(1) == labels).float().mean(),
-                "train/code_activation": networks.ismn.encoder.code.mean_activation.mean(),
-            }
-        sums = {name: sums.get(name, 0.0) + value for name, value in scalars.items()}
-        if run.step % config.run.log_every == 0:
-            check_finite(loss.detach(), run)
-            run.log(
-                {name: value.item() / config.run.log_every for name, value in sums.items()},
-                images=config.run.log_every * len(batch),
-            )
-            sums = {}
+        means.add(
+            loss=loss,
+            **{f"loss_{name}": value for name, value in losses.items()},
+            loss_discriminator=discriminator_total,
+            loss_r1=penalty * weights.r1_every,
+            discriminator_real=real_score.mean(),
+            discriminator_fake=fake_score.mean(),
+            pixel_error=(made.regenerated - clean).abs().mean() * 255,
+            accuracy=(logits.argmax(1) == labels).float().mean(),
+            code_activation=networks.ismn.encoder.code.mean_activation.mean(),
+        )
+        if run.step % config.run.log_every == 0 or step + 1 == options.steps:
+            check_finite(means, run)
+            images_seen = means.steps * len(batch)
+            run.log(means.take(), images=images_seen)
         if run.step % config.run.image_every == 0 or step + 1 == options.steps:
             restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
             run.log(validate(restorer, teacher, held_out, validation, device))
             grids(run, restorer, held_out, validation, device)
         if run.checkpoint_due():
+            check_finite(means, run)
             run.save()
 
     restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)

@@ -230,7 +230,8 @@ class Run:
         now = time.perf_counter()
         if images and self._times:
             scalars = {**scalars, "speed/images_per_second": images / (now - self._times[-1])}
-        self._times = [now]
+        if images:
+            self._times = [now]
         values = {name: float(value) for name, value in scalars.items()}
         with (self.folder / "stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "time": round(time.time(), 1), **values}) + "\n")
@@ -282,8 +283,29 @@ class Run:
             self._writer.close()
 
 
-def check_finite(loss: Tensor, run: Run) -> None:
+class Means:
+    """Means of training figures since they were last taken; they stay on the device until then."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def add(self, **figures: Tensor) -> None:
+        """Add one step's scalars."""
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        self.steps += 1
+
+    def take(self, prefix: str = "train/") -> dict[str, float]:
+        """The means by name, and a fresh start."""
+        means = {f"{prefix}{name}": (total / self.steps).item() for name, total in self.sums.items()}
+        self.sums, self.steps = {}, 0
+        return means
+
+
+def check_finite(means: Means, run: Run) -> None:
     """Stop a run whose loss is no longer a number, before a checkpoint keeps it; raises UserError."""
+    loss = means.sums.get("loss", torch.zeros(()))
     if not torch.isfinite(loss):
         raise UserError(
             f"the loss became {loss.item()} at step {run.step} of {run.folder}; its last checkpoint is whole: "

@@ -18,7 +18,7 @@ from gandefense.restorers.cached_maps import cached_maps
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
 from gandefense.restorers.trn import TRNRestorer, TwoStreamRestorationNetwork
 from gandefense.training.distillation import distillation
-from gandefense.training.run import autocast, check_finite, choose_device, exponential_average, open_run
+from gandefense.training.run import Means, autocast, check_finite, choose_device, exponential_average, open_run
 
 
 @dataclass
@@ -138,7 +138,7 @@ def train(config: TRNConfig) -> Path:
 
     goals = clean_logits(classifier, images, device, config.run.precision)
     bar = run.progress(options.steps, "step", "trn")
-    sums = torch.zeros(4, device=device)
+    means = Means()
     with frozen(classifier):
         for step in range(run.step, options.steps):
             rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
@@ -164,19 +164,19 @@ def train(config: TRNConfig) -> Path:
             optimiser.step()
             average.update_parameters(network)
 
+            right = (logits.argmax(1) == labels).float().mean()
+            means.add(loss=loss, pixel_error=pixel_loss * 255, class_loss=class_loss, accuracy=right)
             run.step = step + 1
             bar.update()
-            sums += torch.stack([loss, pixel_loss * 255, class_loss, (logits.argmax(1) == labels).float().mean()]).detach()
-            if run.step % config.run.log_every == 0:
-                check_finite(sums[0], run)
-                means = (sums / config.run.log_every).tolist()
-                names = ("train/loss", "train/pixel_error", "train/class_loss", "train/accuracy")
-                run.log(dict(zip(names, means, strict=True)), images=config.run.log_every * len(labels))
-                sums.zero_()
+            if run.step % config.run.log_every == 0 or run.step == options.steps:
+                check_finite(means, run)
+                images_seen = means.steps * len(labels)
+                run.log(means.take(), images=images_seen)
             if run.step % config.run.image_every == 0 or run.step == options.steps:
                 run.log(validate(restorer, classifier, held_out, validation, device))
                 _grid(run, restorer, held_out, validation, device)
             if run.checkpoint_due():
+                check_finite(means, run)
                 run.save()
 
     with torch.no_grad():
