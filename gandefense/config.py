@@ -24,6 +24,7 @@ class DataConfig:
     name: str = "cifar10"
     root: str | None = None  # folder with one sub-folder per data set; None: GANDEFENSE_DATA, else the user's cache folder
     download: bool = True  # fetch what is missing
+    file: str | None = None  # your own test images instead: a safetensors file with `images` and `labels`
     limit: int | None = None  # use this many images, taken after a seeded shuffle; None: all
 
 

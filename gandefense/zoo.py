@@ -41,7 +41,8 @@ def find(name: str | Path) -> Path:
     shipped = WEIGHTS / f"{name}.safetensors"
     if shipped.is_file():
         return shipped
-    raise UserError(f"unknown network {str(name)!r}; shipped: {', '.join(names())}; or give a run folder or a .safetensors file")
+    shipped_names = ", ".join(names()) or "none"
+    raise UserError(f"unknown network {str(name)!r}; shipped: {shipped_names}; or give a run folder or a .safetensors file")
 
 
 def describe(name: str | Path) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from gandefense import config
 from gandefense.command_line import run_tool, split_arguments
 from gandefense.data import sources
 from gandefense.errors import UserError
+from gandefense.evaluation import report
 from gandefense.evaluation.evaluator import evaluate
-from gandefense.evaluation.report import print_table
 from gandefense.training.gan import GANConfig, train
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     restorers = ["cifar10/trn", "cifar10/gan", str(run)]
     results = evaluate(CONFIGS / "evaluate" / "cifar10_demo.yaml", restorers=restorers, output=str(output))
 
-    print_table(results)
+    print(report.terminal(results))
     print(f"\nreport       {output / 'report.html'}")
     print(f"TensorBoard  .venv/bin/tensorboard --logdir {run}")
     print(f"done in {(time.perf_counter() - started) / 60:.1f} minutes")

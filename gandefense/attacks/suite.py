@@ -14,6 +14,7 @@ from foolbox.attacks.gradient_descent_base import normalize_lp_norms
 from torch import Tensor, nn
 
 from gandefense.attacks.noise import NOISES
+from gandefense.data.batches import check_images
 from gandefense.errors import UserError
 
 EPS_TOLERANCE = 1e-6  # rounding that ‖δ‖ may exceed eps by, DESIGN: attack rules
@@ -44,6 +45,12 @@ class AttackSpec:
     def norm(self) -> str:
         """The norm that `eps` bounds; noise has none."""
         return "noise" if self.attack in NOISES else "linf"
+
+    def step(self) -> float | None:
+        """The size of one step in pixel units; None for noise."""
+        if self.attack not in STEP_SHARES:
+            return None
+        return self.step_size or STEP_SHARES[self.attack] * self.eps
 
     def title(self) -> str:
         """A short name for tables, such as "pgd-20"."""
@@ -78,16 +85,17 @@ class MomentumIterative(fa.LinfMomentumIterativeFastGradientMethod):
 
 ATTACKS: dict[str, Callable[[AttackSpec], Any]] = {
     # one step of size eps (Goodfellow et al. 2015)
-    "fgsm": lambda s: fa.LinfBasicIterativeAttack(steps=1, abs_stepsize=s.eps, random_start=False),
+    "fgsm": lambda s: fa.LinfBasicIterativeAttack(steps=1, abs_stepsize=s.step(), random_start=False),
     # uniform random start, one step of 1.25 eps, projected (Wong et al. 2020)
-    "ffgsm": lambda s: fa.LinfPGD(steps=1, abs_stepsize=s.step_size or 1.25 * s.eps, random_start=True),
+    "ffgsm": lambda s: fa.LinfPGD(steps=1, abs_stepsize=s.step(), random_start=True),
     # no random start, eps / 10 a step (Kurakin et al. 2017; the step such that ten of them reach the budget's edge)
-    "bim": lambda s: fa.LinfBasicIterativeAttack(steps=s.steps, abs_stepsize=s.step_size or s.eps / 10, random_start=False),
+    "bim": lambda s: fa.LinfBasicIterativeAttack(steps=s.steps, abs_stepsize=s.step(), random_start=False),
     # random start, eps / 4 a step (Madry et al. 2018: 2/255 at 8/255)
-    "pgd": lambda s: fa.LinfPGD(steps=s.steps, abs_stepsize=s.step_size or s.eps / 4, random_start=True),
+    "pgd": lambda s: fa.LinfPGD(steps=s.steps, abs_stepsize=s.step(), random_start=True),
     # momentum 1, eps / 10 a step (Dong et al. 2018)
-    "mim": lambda s: MomentumIterative(steps=s.steps, abs_stepsize=s.step_size or s.eps / 10, momentum=1.0),
+    "mim": lambda s: MomentumIterative(steps=s.steps, abs_stepsize=s.step(), momentum=1.0),
 }
+STEP_SHARES = {"fgsm": 1.0, "ffgsm": 1.25, "bim": 0.1, "pgd": 0.25, "mim": 0.1}  # of eps, where no step size is given
 
 
 def check_spec(spec: AttackSpec) -> None:
@@ -102,30 +110,6 @@ def check_spec(spec: AttackSpec) -> None:
         raise UserError(f"{spec.attack}: steps and restarts must be at least 1")
     if spec.labels not in ("true", "predicted", "random_target"):
         raise UserError(f"{spec.attack}: labels must be true, predicted or random_target, got {spec.labels!r}")
-
-
-def check_images(images: Tensor, channels: int | None = None) -> None:
-    """Raise UserError unless `images` is a finite float batch (B, C, H, W) in [0, 1] (tolerance 1e-6).
-
-    Args:
-        images: what a user handed us.
-        channels: the number of channels that is expected, if any is.
-    """
-    if images.ndim != 4:
-        raise UserError(f"expected images of shape (B, C, H, W), got {tuple(images.shape)}")
-    if channels is not None and images.shape[1] != channels:
-        raise UserError(f"expected images with {channels} channel(s), got {images.shape[1]} (shape {tuple(images.shape)})")
-    if not images.is_floating_point():
-        raise UserError(f"expected float images in [0, 1], got {images.dtype}; divide 8-bit images by 255")
-    if images.numel() == 0:
-        return
-    low, high = images.detach().aminmax()
-    if not (torch.isfinite(low) and torch.isfinite(high)):
-        raise UserError("images contain NaN or infinite values")
-    if low < -1e-6 or high > 1 + 1e-6:
-        raise UserError(
-            f"images must lie in [0, 1], got [{low.item():.4g}, {high.item():.4g}]; normalisation belongs in the classifier"
-        )
 
 
 @contextmanager

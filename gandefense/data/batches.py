@@ -3,16 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gandefense.data.datasets import Images
+from gandefense.errors import UserError
+
+
+class Images(NamedTuple):
+    """Images held in memory.
+
+    Attributes:
+        images: (N, C, H, W), uint8, or float32 in [0, 1].
+        labels: (N,) int64.
+        index: (N,) int64, position in the source.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+def check_images(images: Tensor, channels: int | None = None) -> None:
+    """Raise UserError unless `images` is a finite float batch (B, C, H, W) in [0, 1] (tolerance 1e-6).
+
+    Args:
+        images: what a user handed us.
+        channels: the number of channels that is expected, if any is.
+    """
+    if images.ndim != 4:
+        raise UserError(f"expected images of shape (B, C, H, W), got {tuple(images.shape)}")
+    if channels is not None and images.shape[1] != channels:
+        raise UserError(f"expected images with {channels} channel(s), got {images.shape[1]} (shape {tuple(images.shape)})")
+    if not images.is_floating_point():
+        raise UserError(f"expected float images in [0, 1], got {images.dtype}; divide 8-bit images by 255")
+    if images.numel() == 0:
+        return
+    low, high = images.detach().aminmax()
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise UserError("images contain NaN or infinite values")
+    if low < -1e-6 or high > 1 + 1e-6:
+        raise UserError(
+            f"images must lie in [0, 1], got [{low.item():.4g}, {high.item():.4g}]; normalisation belongs in the classifier"
+        )
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images (B, C, H, W) as floats in [0, 1]."""
-    return images.float().div_(255)
+    """8-bit images (B, C, H, W) as floats in [0, 1]; floats are left as they are."""
+    return images if images.is_floating_point() else images.float().div_(255)
 
 
 def augmentation(size: int, *, erase: float = 0.0) -> nn.Module:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gandefense.config import DataConfig
 from gandefense.data import sources
+from gandefense.data.batches import Images, check_images, to_float
 from gandefense.errors import UserError
 
 SPLIT_SEED = 20220203  # fixes which training images are held out; never change it, or validation images leak
@@ -46,14 +46,6 @@ DATASETS = {
 }
 
 
-class Images(NamedTuple):
-    """Images held in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,), `index` int64 (N,) in the source's order."""
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-
-
 def describe(name: str) -> Dataset:
     """The description of a data set, by name; raises UserError for an unknown one."""
     if name not in DATASETS:
@@ -75,14 +67,60 @@ def load(config: DataConfig, split: str, *, seed: int = 0) -> Images:
     dataset = describe(config.name)
     if split not in ("train", "validation", "test"):
         raise UserError(f"unknown split {split!r}; known: train, validation, test")
+    if config.file is not None and split == "test":
+        return _limited(read_file(config.file, dataset), config.limit, seed)
     images, labels = sources.read(config.name, "test" if split == "test" else "train", root=config.root, download=config.download)
     index = np.arange(len(labels))
     if split != "test":
         shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
         held_out = shuffled[: dataset.validation]
         index = np.sort(held_out if split == "validation" else shuffled[dataset.validation :])
-    if config.limit is not None:
-        if config.limit < 1:
-            raise UserError(f"data.limit must be at least 1, got {config.limit}")
-        index = np.random.default_rng(seed).permutation(index)[: config.limit]
-    return Images(torch.from_numpy(images[index]), torch.from_numpy(labels[index]), torch.from_numpy(index))
+    chosen = Images(torch.from_numpy(images[index]), torch.from_numpy(labels[index]), torch.from_numpy(index))
+    return _limited(chosen, config.limit, seed)
+
+
+def _limited(data: Images, limit: int | None, seed: int) -> Images:
+    """The first `limit` images after a seeded shuffle; all of them, in order, without a limit."""
+    if limit is None:
+        return data
+    if limit < 1:
+        raise UserError(f"data.limit must be at least 1, got {limit}")
+    chosen = torch.from_numpy(np.random.default_rng(seed).permutation(len(data.labels))[:limit])
+    return Images(*(part[chosen] for part in data))
+
+
+def read_file(path: str, dataset: Dataset) -> Images:
+    """A user's own test images.
+
+    Args:
+        path: a safetensors file with `images`, uint8 or float in [0, 1], (N, C, H, W), and `labels`, integers (N,).
+        dataset: what the images must look like.
+
+    Raises:
+        UserError: no such file, a damaged one, tensors missing, a wrong shape or range, NaN, a label out of range.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise UserError(f"data.file not found: {path}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"data.file {path} is not a whole safetensors file ({str(error).splitlines()[0]})") from None
+    if not {"images", "labels"} <= tensors.keys():
+        raise UserError(f"data.file {path} needs the tensors images and labels, it holds {', '.join(tensors) or 'none'}")
+    images, labels = tensors["images"], tensors["labels"]
+    try:
+        check_images(to_float(images) if images.dtype == torch.uint8 else images, dataset.channels)
+    except UserError as error:
+        raise UserError(f"data.file {path}: {error}") from None
+    if images.shape[2:] != (dataset.size, dataset.size):
+        raise UserError(f"data.file {path}: expected {dataset.size}×{dataset.size} pixels, got {tuple(images.shape[2:])}")
+    integer = not labels.is_floating_point() and labels.dtype != torch.bool
+    if not integer or labels.shape != (len(images),) or not len(images):
+        raise UserError(f"data.file {path}: expected one integer label per image, got {labels.dtype} {tuple(labels.shape)}")
+    if labels.min() < 0 or labels.max() >= len(dataset.classes):
+        raise UserError(f"data.file {path}: labels must lie in 0 … {len(dataset.classes) - 1}")
+    images = images if images.dtype == torch.uint8 else images.float().clamp(0, 1)
+    return Images(images, labels.long(), torch.arange(len(labels)))

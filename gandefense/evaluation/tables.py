@@ -52,7 +52,7 @@ class Cell:
             }
         else:
             steps = 0 if spec.norm == "noise" else 1 if spec.attack in ONE_STEP else spec.steps
-            attack = {"attack": spec.attack, "norm": spec.norm, "eps": spec.eps, "steps": steps, "step_size": spec.step_size}
+            attack = {"attack": spec.attack, "norm": spec.norm, "eps": spec.eps, "steps": steps, "step_size": spec.step()}
             attack |= {"restarts": spec.restarts, "labels": spec.labels}
         return {"threat": self.threat, "view": self.view, "title": self.title, **attack}
 
