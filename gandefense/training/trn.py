@@ -145,7 +145,8 @@ def train(config: TRNConfig) -> Path:
             source = attacked.source[rows]
             clean, labels = to_float(images.images[source].to(device)), images.labels[source].to(device)
             batch = attacked.rows(rows).to(device)
-            gradients = GradientMaps(*(part.to(device) for part in maps.rows(rows)))
+            made, log_norms = maps.rows(rows)
+            gradients = GradientMaps(made.to(device, memory_format=torch.channels_last), log_norms.to(device))
 
             goal = goals[source].to(device)
             class_weight = options.class_weight * min(1.0, step / max(1, options.class_ramp))
