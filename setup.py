@@ -19,6 +19,8 @@ setup(
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",
+        "numpy>=1.26",
+        "pillow>=10",
         "kornia>=0.8",
         "lpips>=0.1.4",
         "piq>=0.8",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads slow two busy processes on few cores tenfold
 
 from gandefense import config
 from gandefense.errors import UserError
@@ -38,7 +35,10 @@ def training_config(schema: type[Schema], kind: str, arguments: list[str], usage
     if not resumed:
         if path is None:
             raise UserError(f"no config file given; {usage.strip().splitlines()[-2].strip()}")
-        return config.load(schema, path, overrides)
+        loaded = config.load(schema, path, overrides)
+        if loaded.resume is not None:
+            raise UserError(f"{path}: resume belongs on the command line, alone: resume=RUN_FOLDER")
+        return loaded
     if path is not None or len(overrides) > 1:
         raise UserError("resume=RUN_FOLDER stands alone: a run goes on with the config it was started with")
     values = Run.saved_config(resumed[0], kind)

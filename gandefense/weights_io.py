@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +10,9 @@ import torch
 from torch import Tensor
 
 from gandefense.errors import UserError
+from gandefense.files import write_atomically
 
 FORMAT = "gandefense-1"
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it, so that a reader sees the old or the new file whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -68,6 +48,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if header.get("format") != FORMAT:
             raise ValueError
         metadata = json.loads(header["gandefense"])
+        if not isinstance(metadata, dict):
+            raise ValueError
     except (KeyError, ValueError):
         raise UserError(f"{path} holds no gandefense network (its metadata has no {FORMAT} description)") from None
     half = (torch.float16, torch.bfloat16)

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gandefense import classifiers
+from gandefense.attacks.cache import fingerprint
 from gandefense.data import datasets
 from gandefense.errors import UserError
 from gandefense.restorers import gan, trn
@@ -92,10 +94,11 @@ def defend(classifier: nn.Module, restorer: str | Path | Restorer) -> DefendedCl
     Raises:
         UserError: see `load_restorer`.
     """
+    device = next((parameter.device for parameter in classifier.parameters()), torch.device("cpu"))
     if isinstance(restorer, Restorer):
-        return DefendedClassifier(restorer, classifier)
+        return DefendedClassifier(restorer.to(device), classifier)
     channels = None if restorer == "none" else datasets.describe(describe(restorer).get("data", "")).channels
-    return DefendedClassifier(load_restorer(restorer, classifier), classifier, channels=channels, name=str(restorer))
+    return DefendedClassifier(load_restorer(restorer, classifier).to(device), classifier, channels=channels, name=str(restorer))
 
 
 def load(name: str | Path) -> DefendedClassifier:
@@ -113,8 +116,16 @@ def load(name: str | Path) -> DefendedClassifier:
     """
     description = describe(name)
     if description.get("kind") == "classifier":
+        classifier = load_classifier(name)
         channels = datasets.describe(description["data"]).channels
-        return DefendedClassifier(IdentityRestorer(), load_classifier(name), channels=channels, name=str(name))
+        return DefendedClassifier(IdentityRestorer(), classifier, channels=channels, name=str(name))
     if "classifier" not in description:
         raise UserError(f"{name} does not say which classifier it defends")
-    return defend(load_classifier(description["classifier"]), name)
+    classifier = load_classifier(description["classifier"])
+    expected = description.get("classifier_fingerprint")
+    if expected is not None and expected != fingerprint(classifier):
+        raise UserError(
+            f"{name} was trained for other weights than {description['classifier']} has now; "
+            "train it again, or use gandefense.defend to put it before this classifier on purpose"
+        )
+    return defend(classifier, name)

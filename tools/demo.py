@@ -7,7 +7,7 @@ usage: python tools/demo.py [key=value …]        (the words change configs/gan
 import time
 from pathlib import Path
 
-from gandefense import config
+from gandefense import config, zoo
 from gandefense.command_line import run_tool, split_arguments
 from gandefense.data import sources
 from gandefense.errors import UserError
@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 def main(arguments: list[str]) -> None:
     path, overrides = split_arguments(arguments, __doc__)
-    if path is not None:
+    if path is not None or any(word.startswith("resume=") for word in overrides):
         raise UserError("the demo takes key=value words only; for your own config use tools/train_gan.py")
     started = time.perf_counter()
     settings = config.load(GANConfig, CONFIGS / "gan" / "cifar10_demo.yaml", overrides)
@@ -29,13 +29,15 @@ def main(arguments: list[str]) -> None:
     folder = sources.fetch("cifar10", root=settings.data.root)
     print(f"     complete and checked, in {folder}")
 
-    print("2/3  training a GAN defence: a short run, to see it learn; the shipped cifar10/gan had a hundred times more steps")
+    shipped = zoo.describe("cifar10/gan")["config"]["train"]["steps"]
+    print(f"2/3  training a GAN defence for {settings.train.steps} steps, to see it learn; the shipped one had {shipped}")
     run = train(settings).parent
 
     print("3/3  measuring the two shipped defences and the fresh one on real test images")
     output = run / "evaluation"
     restorers = ["cifar10/trn", "cifar10/gan", str(run)]
-    results = evaluate(CONFIGS / "evaluate" / "cifar10_demo.yaml", restorers=restorers, output=str(output))
+    changes = {"classifier": settings.classifier, "device": settings.run.device, "data": {"root": settings.data.root}}
+    results = evaluate(CONFIGS / "evaluate" / "cifar10_demo.yaml", restorers=restorers, output=str(output), **changes)
 
     print(report.terminal(results))
     print(f"\nreport       {output / 'report.html'}")

@@ -1,23 +1,29 @@
 #!/usr/bin/env python3
 """Put a finished run's network into the package, with a card that says where every figure comes from.
 
-usage: python tools/publish.py RUN_FOLDER NAME results=RESULTS.json [weights=model.safetensors]
+usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors]
 
-NAME is a zoo name such as cifar10/gan. Weights are stored as float16 when that keeps the file under 16 MiB and float32
-does not; measure after publishing, so that the figures are those of the stored network.
+NAME is a zoo name such as cifar10/gan. Publish once, evaluate NAME, and publish again with the results: figures of other
+weights are refused. Weights are stored as float16 where float32 would exceed 16 MiB.
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
 
+from gandefense import zoo
+from gandefense.attacks.cache import fingerprint
 from gandefense.command_line import run_tool
 from gandefense.errors import UserError
-from gandefense.weights_io import load_weights, save_weights, write_text
-from gandefense.zoo import WEIGHTS
+from gandefense.evaluation.cost import parameters
+from gandefense.evaluation.records import file_hash
+from gandefense.files import write_text
+from gandefense.weights_io import load_weights, save_weights
 
 LARGEST = 16 * 2**20  # bytes a shipped file may have
+OF_THE_MACHINE = {"run": ("folder", "device"), "data": ("root",)}  # settings that mean nothing elsewhere
 
 
 def main(arguments: list[str]) -> None:
@@ -26,34 +32,71 @@ def main(arguments: list[str]) -> None:
     if len(words) != 2 or set(options) - {"results", "weights"}:
         raise UserError("usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors]")
     run, name = Path(words[0]), words[1]
+    if not re.fullmatch(r"[a-z0-9_]+/[a-z0-9_-]+", name):
+        raise UserError(f"a zoo name is DATASET/NAME in small letters, got {name!r}")
     tensors, description = load_weights(run / options.get("weights", "model.safetensors"))
-    target = WEIGHTS / f"{name}.safetensors"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not {"kind", "data"} <= description.keys():
+        raise UserError(f"{run}: the weights do not say what they are")
+    description = portable(description)
+    if "classifier" in description:
+        description["classifier_fingerprint"] = fingerprint(zoo.load_classifier(description["classifier"]))
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > LARGEST:
         tensors = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    target = zoo.WEIGHTS / f"{name}.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    results = read_results(options["results"], name, target) if "results" in options else None
+
     save_weights(target, tensors, description)
+    defended = zoo.load(name)
+    own = defended.classifier if description["kind"] == "classifier" else defended.restorer
+    without = None if description["kind"] == "classifier" else defended.classifier
     card = {
         "name": name,
         "kind": description["kind"],
         "data": description["data"],
-        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "parameters": parameters(own, without=without),
         "stored_as": str(next(t.dtype for t in tensors.values() if t.is_floating_point())).removeprefix("torch."),
-        "recipe": description.get("config", description.get("recipe")),
-        "seed": description.get("config", {}).get("run", {}).get("seed"),
+        "recipe": description.get("config"),
         "versions": description.get("versions", {"torch": torch.__version__}),
         "validation": description.get("measured"),
+        "test": results,
     }
-    if "results" in options:
-        card["test"] = measured(json.loads(Path(options["results"]).read_text(encoding="utf-8")), name)
     write_text(target.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
     print(f"{target} ({target.stat().st_size / 2**20:.1f} MiB) and its card {target.with_suffix('.json').name}")
 
 
-def measured(results: dict, name: str) -> dict:
-    """What a results.json says of one network: its rows, and how they were made."""
-    keys = ("threat", "attack", "view", "eps", "n", "accuracy", "ci95", "undefended_accuracy")
-    rows = [{key: row.get(key) for key in keys} for row in results["rows"] if row["restorer"] == name]
-    return {"classifier": results["classifier"], "rows": rows, "made": results.get("made")}
+def portable(description: dict) -> dict:
+    """A description without the settings that belong to the machine it was trained on."""
+    config = {
+        section: {key: value for key, value in values.items() if key not in OF_THE_MACHINE.get(section, ())}
+        if isinstance(values, dict)
+        else values
+        for section, values in description.get("config", {}).items()
+        if section != "resume"
+    }
+    return {**description, "config": config}
+
+
+def read_results(path: str, name: str, weights: Path) -> dict:
+    """What a results.json says of one network: its rows, and how they were made.
+
+    Raises:
+        UserError: no such file, no rows of this network, or rows of other weights.
+    """
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        measured = results["made"]["weights"].get(name)
+        about = {key: results["made"][key] for key in ("command", "versions", "seed", "date")}
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise UserError(f"{path} is no results.json of an evaluation") from None
+    if not weights.is_file() or measured != file_hash(weights):
+        raise UserError(f"{path} does not measure the published {name}: publish it, evaluate it by that name, then publish again")
+    keys = ("threat", "attack", "view", "eps", "steps", "n", "accuracy", "ci95", "undefended_accuracy")
+    wanted = "none" if results["classifier"]["name"] == name else name
+    rows = [{key: row.get(key) for key in keys} for row in results["rows"] if row["restorer"] == wanted]
+    if not rows:
+        raise UserError(f"{path} has no row of {name}")
+    return {"classifier": results["classifier"], "rows": rows, "made": about}
 
 
 if __name__ == "__main__":

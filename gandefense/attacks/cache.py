@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,14 +18,14 @@ from gandefense.data.batches import to_float
 from gandefense.data.datasets import Images
 from gandefense.data.sources import data_root
 from gandefense.errors import UserError
-from gandefense.weights_io import write_text
+from gandefense.files import locked, print_interval, write_text
 
-CHUNK = 256  # images attacked at a time, all with one attack and one budget
+CHUNK = 256  # images attacked at a time, all with one attack and one budget; fewer where there are few rows
 
 
 @dataclass
 class AttackedSetConfig:
-    """Which attacked images a restorer is trained on. Chunks of 256 rows take the attacks in turn, then the budgets."""
+    """Which attacked images a restorer is trained on. Chunks of up to 256 rows take the attacks in turn, then the budgets."""
 
     rows: int = 60_000  # attacked images in all; more than the data set's means several attacks on an image
     attacks: list[str] = field(default_factory=lambda: ["fgsm", "ffgsm", "bim", "pgd", "mim", "none"])  # "none": clean pairs
@@ -56,12 +55,14 @@ class AttackedSet:
         folder: where it lies.
         source: (N,) position of each row's clean image in the data it was made from.
         attacked: (N, C, H, W) float16 in [0, 1], memory-mapped.
-        specs: one AttackSpec per chunk of CHUNK rows; None for clean rows.
+        chunk: rows that share an attack.
+        specs: one AttackSpec per chunk; None for clean rows.
     """
 
     folder: Path
     source: Tensor
     attacked: np.ndarray
+    chunk: int
     specs: list[AttackSpec | None]
 
     def __len__(self) -> int:
@@ -74,12 +75,12 @@ class AttackedSet:
     def is_attacked(self, chosen: Tensor) -> Tensor:
         """Whether each of some rows (B,) is attacked rather than clean, as bool (B,)."""
         flags = torch.tensor([spec is not None for spec in self.specs])
-        return flags[chosen // CHUNK]
+        return flags[chosen // self.chunk]
 
 
-def _specs(config: AttackedSetConfig) -> list[AttackSpec | None]:
+def _specs(config: AttackedSetConfig, chunk_size: int) -> list[AttackSpec | None]:
     specs: list[AttackSpec | None] = []
-    for chunk in range(-(-config.rows // CHUNK)):
+    for chunk in range(-(-config.rows // chunk_size)):
         name = config.attacks[chunk % len(config.attacks)]
         turn = chunk // len(config.attacks)
         eps = config.budgets[turn % len(config.budgets)]
@@ -102,23 +103,24 @@ def fingerprint(classifier: nn.Module, *parts: object) -> str:
     return digest.hexdigest()[:12]
 
 
-def memory_mapped(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """A memory-mapped array: the existing one when it fits, else a new one of zeros."""
+def memory_mapped(path: Path, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, bool]:
+    """A memory-mapped array, and whether it is new: the existing one when it fits, else one of zeros."""
     if path.is_file():
         try:
             array = np.lib.format.open_memmap(path, mode="r+")
             if array.shape == shape and array.dtype == np.dtype(dtype):
-                return array
-        except (ValueError, OSError):
+                return array, False
+        except (ValueError, OSError):  # cut short or damaged: made again
             pass
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape), True
 
 
-def remaining_chunks(count: int, done: np.ndarray, description: str) -> Iterator[tuple[int, slice]]:
+def remaining_chunks(count: int, chunk_size: int, done: np.ndarray, description: str) -> Iterator[tuple[int, slice]]:
     """Walk over the chunks that are not done yet, with a progress bar, and mark each when the caller comes back for the next.
 
     Args:
         count: rows in all.
+        chunk_size: rows in a chunk.
         done: (chunks,) bool, memory-mapped; a chunk must be on disk before the next one is asked for.
         description: of the progress bar.
 
@@ -126,11 +128,14 @@ def remaining_chunks(count: int, done: np.ndarray, description: str) -> Iterator
         The chunk's number and its rows.
     """
     waiting = np.flatnonzero(~done)
-    quiet = 1.0 if sys.stderr.isatty() else 20.0
-    finished = min(count, (len(done) - len(waiting)) * CHUNK)
-    with tqdm(total=count, initial=finished, desc=description, unit="image", mininterval=quiet, dynamic_ncols=True) as bar:
+    if not len(waiting):
+        return
+    finished = min(count, (len(done) - len(waiting)) * chunk_size)
+    with tqdm(
+        total=count, initial=finished, desc=description, unit="image", mininterval=print_interval(), dynamic_ncols=True
+    ) as bar:
         for chunk in waiting.tolist():
-            rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, count))
+            rows = slice(chunk * chunk_size, min((chunk + 1) * chunk_size, count))
             yield chunk, rows
             done[chunk] = True
             done.flush()
@@ -163,7 +168,8 @@ def attacked_set(
     """
     if not config.attacks or not config.budgets or not config.labels or config.rows < 1:
         raise UserError("an attacked set needs at least one attack, one budget, one kind of labels and one row")
-    specs = _specs(config)
+    chunk_size = max(1, min(CHUNK, config.rows // len(config.attacks)))
+    specs = _specs(config, chunk_size)
     key = fingerprint(classifier, asdict(config), images.index.tolist())
     folder = data_root(root) / "attacked" / f"{name}-{key}"
     generator = torch.Generator().manual_seed(config.seed)
@@ -171,20 +177,20 @@ def attacked_set(
     source = torch.cat([torch.randperm(len(images.labels), generator=generator) for _ in range(copies)])[: config.rows]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        done = memory_mapped(folder / "done.npy", (len(specs),), "bool")
-        if not (folder / "attacked.npy").is_file():
-            done[:] = False
-        attacked = memory_mapped(folder / "attacked.npy", (config.rows, *images.images.shape[1:]), "float16")
-        write_text(folder / "config.json", json.dumps(asdict(config), indent=2))
+        with locked(folder, wait=True):
+            done, _ = memory_mapped(folder / "done.npy", (len(specs),), "bool")
+            attacked, fresh = memory_mapped(folder / "attacked.npy", (config.rows, *images.images.shape[1:]), "float16")
+            if fresh:
+                done[:] = False
+            write_text(folder / "config.json", json.dumps(asdict(config), indent=2))
+            network = _Autocast(classifier, enabled=config.precision == "bf16")
+            for chunk, rows in remaining_chunks(config.rows, chunk_size, done, "attacked set"):
+                clean = to_float(images.images[source[rows]].to(device))
+                labels = images.labels[source[rows]].to(device)
+                spec = specs[chunk]
+                result = clean if spec is None else attack(network, clean, labels, spec, seed=config.seed + chunk).images
+                attacked[rows] = result.cpu().numpy().astype(np.float16)
+                attacked.flush()
     except OSError as error:
         raise UserError(f"cannot write the attacked set {folder}: {error.strerror}; set data.root or GANDEFENSE_DATA") from None
-    if not done.all():
-        network = _Autocast(classifier, enabled=config.precision == "bf16")
-        for chunk, rows in remaining_chunks(config.rows, done, "attacked set"):
-            clean = to_float(images.images[source[rows]].to(device))
-            labels = images.labels[source[rows]].to(device)
-            spec = specs[chunk]
-            result = clean if spec is None else attack(network, clean, labels, spec, seed=config.seed + chunk).images
-            attacked[rows] = result.cpu().numpy().astype(np.float16)
-            attacked.flush()
-    return AttackedSet(folder, source, np.load(folder / "attacked.npy", mmap_mode="r"), specs)
+    return AttackedSet(folder, source, np.load(folder / "attacked.npy", mmap_mode="r"), chunk_size, specs)

@@ -17,7 +17,7 @@ from gandefense.attacks.noise import NOISES
 from gandefense.data.batches import check_images
 from gandefense.errors import UserError
 
-EPS_TOLERANCE = 1e-6  # rounding that ‖δ‖ may exceed eps by, DESIGN: attack rules
+EPS_TOLERANCE = 1e-6  # rounding that ‖δ‖ may exceed eps by
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ def attack(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec,
     """
     check_spec(spec)
     check_images(images)
-    devices = list(range(torch.cuda.device_count()))  # manual_seed below reseeds them all
+    images = images.clamp(0, 1)  # rounding that check_images lets pass
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # manual_seed reseeds them all
     with torch.random.fork_rng(devices=devices), frozen(network):
         torch.manual_seed(seed)
         if spec.attack in NOISES:

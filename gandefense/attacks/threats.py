@@ -13,7 +13,7 @@ VIEWS = {
     "straight_through": "restorer forward, identity backward (BPDA)",
     "detached": "gradient maps and detector decisions held constant",
     "exact": "full double backward through gradient maps and all rounds",
-    "smooth": "as exact, with softplus for the classifier's ReLUs inside the gradient maps",
+    "smooth": "as exact, with softplus for ReLUs inside gradient maps and soft detector decisions (first round)",
 }
 
 THREATS = {

@@ -83,8 +83,8 @@ def _limited(data: Images, limit: int | None, seed: int) -> Images:
     """The first `limit` images after a seeded shuffle; all of them, in order, without a limit."""
     if limit is None:
         return data
-    if limit < 1:
-        raise UserError(f"data.limit must be at least 1, got {limit}")
+    if limit < 1 or seed < 0:
+        raise UserError(f"data.limit must be at least 1 and the seed not negative, got {limit} and {seed}")
     chosen = torch.from_numpy(np.random.default_rng(seed).permutation(len(data.labels))[:limit])
     return Images(*(part[chosen] for part in data))
 

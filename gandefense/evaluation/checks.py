@@ -80,11 +80,11 @@ def one_step_beats_many(subject: str, one: Figure, many: Figure) -> Finding:
 
 
 def white_above_gray(restorer: str, white: Figure | None, gray: Figure | None) -> Finding:
-    """(c) An attacker who knows the defence must not do worse than one who ignores it; both are worst cases."""
+    """(c) Attacks that know the defence must not do worse than those that ignore it; both are worst cases of their own."""
     name = "white_box_above_gray_box"
     if white is None or gray is None:
         return _finding(name, False, f"{restorer}: white_box and gray_box were not both asked for, so they are not compared.")
-    said = f"{restorer} keeps {percent(white['accuracy'])} under white_box and {percent(gray['accuracy'])} under gray_box"
+    said = f"{restorer} keeps {percent(white['accuracy'])} under the white_box attacks and {percent(gray['accuracy'])} under the gray_box ones"
     if white["accuracy"] > gray["accuracy"]:
         return _finding(name, True, f"{said}: the white_box attacks were the weaker ones, so their figure is no bound.")
     return _finding(name, False, f"{said}: knowing the defence helps the attacker, as it should.")
@@ -129,7 +129,8 @@ def run(results: dict[str, Any]) -> list[Finding]:
     for restorer in restorers:
         mine = worst.get(restorer, {})
         findings.append(static_rule(restorer, mine.get("white_box"), worst.get(NO_RESTORER, {}).get("white_box")))
-        findings.append(white_above_gray(restorer, mine.get("white_box"), mine.get("gray_box")))
+        own = {threat: entry["own"] for threat, entry in mine.items()}
+        findings.append(white_above_gray(restorer, own.get("white_box"), own.get("gray_box")))
     findings += _steps(rows, restorers)
     findings += _leaks(rows)
     for row in _first_of(rows, lambda row: row["zero_gradient"] is not None, ("restorer", "view")):

@@ -22,8 +22,8 @@ from gandefense.evaluation.measurement import Measurement, all_versions
 from gandefense.evaluation.records import classifier_key, gray_key, validation_key, white_key, zero_key
 from gandefense.evaluation.settings import NO_RESTORER, AttackEntry, EvaluateConfig, WhiteBoxConfig, resolve
 from gandefense.evaluation.tables import Cell, Outcome
+from gandefense.files import locked, write_text
 from gandefense.training.run import choose_device
-from gandefense.weights_io import write_text
 
 __all__ = ["AttackEntry", "EvaluateConfig", "WhiteBoxConfig", "evaluate"]
 
@@ -52,13 +52,19 @@ def evaluate(config: EvaluateConfig | str | Path | None = None, **settings: Any)
         raise UserError(f"{config.output} holds a finished evaluation; give another output folder, or overwrite=true")
     with torch.random.fork_rng(devices=[]):  # networks are built with random weights before theirs are read
         measurement = Measurement(config, device)
-    measurement.run()
-    outcomes = {cell: outcome(measurement, cell) for cell in cells(config)}
-    results = tabulate(measurement, outcomes)
+    # CUDA convolutions would round to TF32 otherwise, and need not repeat themselves
+    with (
+        torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False),
+        locked(measurement.folder, wait=False),
+    ):
+        measurement.run()
+        outcomes = {cell: outcome(measurement, cell) for cell in cells(config)}
+        results = tabulate(measurement, outcomes)
     results["made"] = {
         "command": shlex.join(sys.argv),
         "output": str(measurement.folder),
         "versions": all_versions(),
+        "weights": measurement.weights,
         "seed": config.seed,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - begun, 1),
@@ -95,7 +101,9 @@ def outcome(measurement: Measurement, cell: Cell) -> Outcome:
     else:
         restored = measurement.records.columns(white_key(cell.restorer, cell.view, cell.spec), count)
         met = {name.removeprefix("attacked_"): column for name, column in restored.items() if name.startswith("attacked_")}
-        share = measurement.records.columns(zero_key(cell.restorer, cell.view), 1)["share"].mean().item()
+        # At clean images of the first batch, and at the attacked images: where either is blind, the attack was.
+        clean = measurement.records.columns(zero_key(cell.restorer, cell.view), 1)["share"].mean().item()
+        share = max(clean, restored["zero_gradient"].mean().item())
     return Outcome(
         right=restored["prediction"] == labels,
         undefended=undefended,
@@ -121,7 +129,14 @@ def tabulate(measurement: Measurement, outcomes: dict[Cell, Outcome]) -> dict[st
     defences = {NO_RESTORER: zoo.defend(measurement.classifier, NO_RESTORER), **measurement.defences}
     results: dict[str, Any] = {
         "schema": 1,
-        "data": {"name": config.data.name, "split": "test", "n": len(labels), "seed": config.seed, "validation_n": held_out},
+        "data": {
+            "name": config.data.name,
+            "split": "test" if config.data.file is None else "file",
+            "file": config.data.file,
+            "n": len(labels),
+            "seed": config.seed,
+            "validation_n": held_out,
+        },
         "classifier": {
             "name": config.classifier,
             "parameters": cost.parameters(measurement.classifier),

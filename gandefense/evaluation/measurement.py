@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +24,9 @@ from gandefense.evaluation.records import (
     PANEL,
     Records,
     classifier_key,
+    code_hash,
     file_hash,
     gray_key,
-    new_folder,
     prepare_folder,
     tensor_hash,
     validation_key,
@@ -35,10 +34,11 @@ from gandefense.evaluation.records import (
     zero_key,
 )
 from gandefense.evaluation.settings import NO_RESTORER, EvaluateConfig
+from gandefense.files import numbered_folder, print_interval
 from gandefense.restorers.base import DefendedClassifier, Restoration
 from gandefense.training.run import versions
 
-VALIDATION_LIMIT = 1000  # more validation images hardly move a threshold at 1 %
+VALIDATION_LIMIT = 1000  # however few test images are asked for; more would hardly move a threshold at 1 %
 
 
 @dataclass
@@ -71,17 +71,16 @@ class Measurement:
         self.defences: dict[str, DefendedClassifier] = {
             name: self._placed(zoo.defend(self.classifier, name)) for name in config.restorers if name != NO_RESTORER
         }
+        self.weights = {name: file_hash(zoo.find(name)) for name in (config.classifier, *self.defences)}
         self.lpips = metrics.lpips_network(device)
         self.data = datasets.load(config.data, "test", seed=config.seed)
-        self.validation = datasets.load(
-            replace(config.data, limit=min(len(self.data.labels), VALIDATION_LIMIT)), "validation", seed=config.seed
-        )
+        self.validation = datasets.load(replace(config.data, limit=VALIDATION_LIMIT, file=None), "validation", seed=config.seed)
         self.gray = [entry.spec() for entry in config.gray_box]
         self.white = [entry.spec() for entry in config.white_box.attacks] if config.white_box.views else []
         # The static rule needs every white_box attack on the classifier alone too; those that gray_box lists are shared.
         self.against_classifier: list[AttackSpec | None] = [None, *dict.fromkeys([*self.gray, *self.white])]
         if config.output is None:
-            self.folder = new_folder()
+            self.folder = numbered_folder(Path("runs"), "evaluate")
         else:
             self.folder = Path(config.output)
         prepare_folder(self.folder, overwrite=config.overwrite)
@@ -95,23 +94,22 @@ class Measurement:
         """Everything that the records depend on; how figures are read off them (rates, cost) is not part of it."""
         asked = configuration.to_dict(self.config)
         kept = ("data", "classifier", "restorers", "seed", "batch_size", "gray_box", "white_box", "images")
-        weights = {name: file_hash(zoo.find(name)) for name in (self.config.classifier, *self.defences)}
-        asked["data"] = {"name": self.config.data.name, "limit": self.config.data.limit}
+        asked["data"] = {"name": self.config.data.name, "file": self.config.data.file, "limit": self.config.data.limit}
         return {
             **{name: asked[name] for name in kept},
-            "weights": weights,
+            "weights": self.weights,
             "images' contents": tensor_hash(*self.data, *self.validation),
             "device": self.device.type,
             "versions": all_versions(),
             "LPIPS": self.lpips is not None,
+            "code": code_hash(),
         }
 
     def run(self) -> None:
         """Do what is not on record yet, batch by batch."""
         units = len(self.against_classifier) + len(self.defences) * len(self.config.white_box.views) * len(self.white)
         total = units * len(self.data.labels) + len(self.defences) * len(self.validation.labels)
-        rarely = 1.0 if sys.stderr.isatty() else 20.0
-        with tqdm(total=total, desc="evaluate", unit="img", dynamic_ncols=True, mininterval=rarely) as bar:
+        with tqdm(total=total, desc="evaluate", unit="img", dynamic_ncols=True, mininterval=print_interval()) as bar:
             for batch in self._batches(self.data):
                 for spec in self.against_classifier:
                     bar.set_postfix_str(f"{spec.title() if spec else 'clean'} on the classifier", refresh=False)
@@ -174,7 +172,8 @@ class Measurement:
 
         def record() -> dict[str, Tensor]:
             attacked = self._attack(network, batch, spec, key)
-            return {**self._measured(batch, attacked, "attacked_"), **self._restored(defended, batch, attacked, key)}
+            share = {"zero_gradient": checks.zero_gradient(network, attacked, batch.labels)}
+            return {**self._measured(batch, attacked, "attacked_"), **self._restored(defended, batch, attacked, key), **share}
 
         self._once(key, batch, record)
         if batch.number == 0:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from gandefense.attacks.suite import AttackSpec
 from gandefense.errors import UserError
-from gandefense.weights_io import load_weights, save_weights, write_text
+from gandefense.files import write_text
+from gandefense.weights_io import load_weights, save_weights
 
+PACKAGE = Path(__file__).parent.parent
 PANEL = "panel/"  # begins the names of what only the report's pictures need
 OURS = ("results.json", "report.md", "report.html", "records", "pictures")  # what an evaluation leaves in its folder
 
@@ -24,6 +26,14 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_hash() -> str:
+    """SHA-256 over the package's own source, so that records of other code are never mixed in."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def tensor_hash(*tensors: Tensor) -> str:
@@ -44,7 +54,9 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> None:
         raise UserError(f"{folder} holds a finished evaluation; give another output folder, or overwrite=true")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if overwrite:
+        if overwrite and any((folder / name).exists() for name in OURS):
+            if not (folder / "records" / "origin.json").is_file():
+                raise UserError(f"{folder} was not made by an evaluation, so overwrite=true leaves it alone; give another folder")
             for name in OURS:
                 if (folder / name).is_dir():
                     shutil.rmtree(folder / name)
@@ -54,22 +66,6 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> None:
             (folder / name).mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to the output folder {folder}: {error.strerror}") from None
-
-
-def new_folder(parent: Path = Path("runs")) -> Path:
-    """A new numbered folder, runs/NNNNN-evaluate; numbers are shared with the training runs."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            taken = [int(match[1]) for entry in parent.iterdir() if (match := re.match(r"(\d{5})-", entry.name))]
-            folder = parent / f"{max(taken, default=-1) + 1:05d}-evaluate"
-            try:
-                folder.mkdir()
-                return folder
-            except FileExistsError:  # another process took the number first
-                continue
-    except OSError as error:
-        raise UserError(f"cannot make an output folder in {parent}: {error.strerror}; give output=FOLDER") from None
 
 
 class Records:

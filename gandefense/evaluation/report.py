@@ -8,7 +8,7 @@ from typing import Any
 from gandefense.evaluation.figures import Panel
 from gandefense.evaluation.page import page
 from gandefense.evaluation.report_tables import Table, all_tables, headline, made, threat_tables
-from gandefense.weights_io import write_atomically, write_text
+from gandefense.files import write_atomically, write_text
 
 
 def text_table(header: list[str], rows: list[list[str]]) -> str:

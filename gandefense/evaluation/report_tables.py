@@ -68,9 +68,13 @@ def headline(results: dict[str, Any]) -> Table:
         speed = results["cost"][restorer]["images_per_second"]
         figures = [interval(figure) for figure in (clean[restorer], worst.get("gray_box"), worst.get("white_box"))]
         rows.append([shown_name(restorer), *figures, f"{speed:,.0f}"])
+    whose = (
+        f"{results['data']['name']} test images" if results["data"]["file"] is None else f"images of {results['data']['file']}"
+    )
     note = (
-        f"Accuracy on {results['data']['n']} {results['data']['name']} test images with its 95 % interval. Worst case: an image "
-        "counts only if it is right clean and under every attack of the threat; noise is left out, because it is no adversary."
+        f"Accuracy on {results['data']['n']} {whose} with its 95 % interval. Worst case: an image "
+        "counts only if it is right clean and under every attack of the threat (a white_box attacker may also use the gray_box "
+        "attacks); noise is left out, because it is no adversary. Speed is that of clean images."
     )
     return Table("Do they hold?", note, ["restorer", "clean", "worst gray_box", "worst white_box", "images/s"], rows)
 

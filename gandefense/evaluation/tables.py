@@ -112,39 +112,46 @@ def rows(outcomes: Outcomes, seed: int) -> list[dict[str, Any]]:
 
 
 def worst_cases(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
-    """Accuracy when an image counts only if it is right clean and under every attack of a threat.
+    """Accuracy when an image counts only if it is right clean and under every attack that the attacker may choose.
 
-    Noise is left out, because nobody chose it to do harm; the titles left out are named. "none" is the classifier
-    alone, each attack made against itself.
+    A white_box attacker may also ignore the defence, so that the gray_box attacks count for white_box too; `own` is the
+    figure of the threat's own attacks alone. Noise is left out, because nobody chose it to do harm; the titles left out
+    are named. "none" is the classifier alone, each attack made against itself, once.
     """
     result: dict[str, dict[str, Any]] = {}
     for restorer in dict.fromkeys(cell.restorer for cell in outcomes):
         mine = {cell: outcome for cell, outcome in outcomes.items() if cell.restorer == restorer}
-        clean = next(outcome for cell, outcome in mine.items() if cell.spec is None)
         for threat in dict.fromkeys(cell.threat for cell in mine):
-            chosen = {cell: outcome for cell, outcome in mine.items() if cell.threat == threat and cell.adversarial}
-            if not chosen:
+            if not any(cell.threat == threat and cell.adversarial for cell in mine):
                 continue
-            noises = [cell for cell in mine if cell.threat == threat and cell.spec and not cell.adversarial]
-            about = {
-                "n": clean.right.numel(),
-                "eps": max(cell.spec.eps for cell in chosen),
-                "left_out": [f"{cell.title} {cell.spec.eps:g}" for cell in noises],
-            }
-
-            def entry(kind: str, chosen: Outcomes = chosen, clean: Outcome = clean, about: dict = about) -> dict[str, Any]:
-                flags = [getattr(clean, kind), *(getattr(outcome, kind) for outcome in chosen.values())]
-                with_views = kind == "right"
-                names = [
-                    f"{cell.view}: {cell.title}" if with_views and cell.threat == "white_box" else cell.title for cell in chosen
-                ]
-                return {**metrics.accuracy(metrics.worst_case(flags)), **about, "attacks": list(dict.fromkeys(names))}
-
             if restorer != NO_RESTORER:
-                result.setdefault(restorer, {})[threat] = entry("right")
+                result.setdefault(restorer, {})[threat] = _worst_case(mine, threat, "right")
             # Every restorer has met the same attacks on the classifier alone, so that any of them gives this entry.
-            result.setdefault(NO_RESTORER, {})[threat] = entry("undefended")
+            result.setdefault(NO_RESTORER, {})[threat] = _worst_case(mine, threat, "undefended")
     return result
+
+
+def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
+    """One entry of `worst_cases`; `kind` names the flags of an Outcome that count."""
+    clean = next(outcome for cell, outcome in outcomes.items() if cell.spec is None)
+    own = {cell: outcome for cell, outcome in outcomes.items() if cell.threat == threat and cell.adversarial}
+    allowed = ("gray_box", "white_box") if threat == "white_box" else (threat,)
+    chosen = {cell: outcome for cell, outcome in outcomes.items() if cell.threat in allowed and cell.adversarial}
+    noises = [cell for cell in outcomes if cell.threat == threat and cell.spec and not cell.adversarial]
+    views = kind == "right"
+    names = [f"{cell.view}: {cell.title}" if views and cell.threat == "white_box" else cell.title for cell in chosen]
+
+    def figure(cells: Outcomes) -> dict[str, Any]:
+        return metrics.accuracy(metrics.worst_case([getattr(outcome, kind) for outcome in (clean, *cells.values())]))
+
+    return {
+        **figure(chosen),
+        "own": figure(own),
+        "n": clean.right.numel(),
+        "eps": max(cell.spec.eps for cell in chosen),
+        "left_out": [f"{cell.title} {cell.spec.eps:g}" for cell in noises],
+        "attacks": list(dict.fromkeys(names)),
+    }
 
 
 def detection(outcomes: Outcomes, validation: dict[str, Tensor], rates: list[float]) -> dict[str, Any]:

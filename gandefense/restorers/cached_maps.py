@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gandefense.attacks.cache import AttackedSet, memory_mapped, remaining_chunks
 from gandefense.attacks.suite import frozen
+from gandefense.files import locked
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
 
 
@@ -41,23 +42,21 @@ def cached_maps(
         top_k: see `gradient_maps`.
     """
     labels = top_k or classes
-    folder = attacked.folder / f"maps-{labels}-{precision}"
+    folder = attacked.folder / f"maps-{labels if top_k is None else f'top{top_k}'}-{precision}"
     folder.mkdir(exist_ok=True)
     count, channels, height, width = attacked.attacked.shape
-    fresh = not (folder / "maps.npy").is_file()
-    maps = memory_mapped(folder / "maps.npy", (count, labels * channels, height, width), "int8")
-    norms = memory_mapped(folder / "log_norms.npy", (count, labels), "float16")
-    done = memory_mapped(folder / "done.npy", (len(attacked.specs),), "bool")
-    if fresh:
-        done[:] = False
-    if not done.all():
-        with frozen(classifier):
-            for _, rows in remaining_chunks(count, done, "gradient maps"):
-                batch = attacked.rows(torch.arange(rows.start, rows.stop)).to(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                    made = gradient_maps(classifier, batch.contiguous(memory_format=torch.channels_last), top_k=top_k)
-                maps[rows] = (made.maps * 127).round().to(torch.int8).cpu().numpy()
-                norms[rows] = made.log_norms.cpu().numpy().astype(np.float16)
-                maps.flush()
-                norms.flush()
+    with frozen(classifier), locked(folder, wait=True):
+        maps, fresh_maps = memory_mapped(folder / "maps.npy", (count, labels * channels, height, width), "int8")
+        norms, fresh_norms = memory_mapped(folder / "log_norms.npy", (count, labels), "float16")
+        done, _ = memory_mapped(folder / "done.npy", (len(attacked.specs),), "bool")
+        if fresh_maps or fresh_norms:
+            done[:] = False
+        for _, rows in remaining_chunks(count, attacked.chunk, done, "gradient maps"):
+            batch = attacked.rows(torch.arange(rows.start, rows.stop)).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                made = gradient_maps(classifier, batch.contiguous(memory_format=torch.channels_last), top_k=top_k)
+            maps[rows] = (made.maps * 127).round().to(torch.int8).cpu().numpy()
+            norms[rows] = made.log_norms.cpu().numpy().astype(np.float16)
+            maps.flush()
+            norms.flush()
     return CachedMaps(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,8 +127,8 @@ def from_weights(tensors: dict[str, Tensor], description: dict[str, Any], classi
     """A restorer from the contents of a weights file; raises UserError when they do not fit together."""
     try:
         networks = GANNetworks(**description["network"])
-        loop = copy.copy(description["loop"])
+        restorer = GANRestorer(networks, **description["loop"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{source}: its description of the network is incomplete ({error})") from None
     fill(networks, tensors, source=source)
-    return GANRestorer(networks, **loop)
+    return restorer

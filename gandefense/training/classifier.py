@@ -13,7 +13,16 @@ from gandefense import classifiers
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import augmentation, batch_indices, batches, to_float
-from gandefense.training.run import Means, autocast, check_finite, choose_device, exponential_average, open_run
+from gandefense.training.run import check_finite, check_settings, open_run
+from gandefense.training.state import (
+    Means,
+    autocast,
+    choose_device,
+    exponential_average,
+    one_cycle,
+    require,
+    seed_everything,
+)
 
 
 @dataclass
@@ -52,12 +61,6 @@ def accuracy(network: nn.Module, images: datasets.Images, device: torch.device, 
     return right / len(images.labels)
 
 
-def one_cycle(step: int, steps: int, warmup: float) -> float:
-    """Learning-rate factor: linear from 0 to 1 over the first `warmup` fraction of the steps, linear to 0 after it."""
-    peak = max(1.0, warmup * steps)
-    return min(1.0, (step + 1) / peak, max(0.0, (steps - step) / max(1.0, steps - peak)))
-
-
 def train(config: ClassifierConfig) -> Path:
     """Train a classifier and write it as model.safetensors into its run folder.
 
@@ -70,13 +73,12 @@ def train(config: ClassifierConfig) -> Path:
     options = config.train
     device = choose_device(config.run.device)
     data = datasets.describe(config.data.name)
+    check_settings(config.run)
+    require({f"train.{name}": getattr(options, name) for name in ("batch_size", "epochs", "learning_rate")})
+    autocast(device, config.run.precision)
+    seed_everything(config.run.seed)
     images = datasets.load(config.data, "train", seed=config.run.seed)
     validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
-    run = open_run("classifier", config, config.run, config.resume)
-    if run.finished:
-        print(f"this run is finished: {run.folder / 'model.safetensors'}")
-        return run.folder / "model.safetensors"
-
     network = classifiers.build(config.architecture, data).to(device, memory_format=torch.channels_last)
     average = exponential_average(network, options.ema_decay)
     decayed = [p for p in network.parameters() if p.ndim > 1]
@@ -88,43 +90,47 @@ def train(config: ClassifierConfig) -> Path:
         nesterov=True,
     )
     augment = augmentation(data.size, erase=options.erase)
-    run.restore(network=network, average=average, optimiser=optimiser)
+    with open_run("classifier", config, config.run, config.resume) as run:
+        if run.finished:
+            print(f"this run is finished: {run.folder / 'model.safetensors'}")
+            return run.folder / "model.safetensors"
+        run.restore(network=network, average=average, optimiser=optimiser)
 
-    batch_size = min(options.batch_size, len(images.labels))
-    per_epoch = len(images.labels) // batch_size
-    steps = max(1, round(options.epochs * per_epoch))
-    bar = run.progress(steps, "step", "classifier")
-    network.train()
-    means = Means()
-    for step in range(run.step, steps):
-        for group in optimiser.param_groups:
-            group["lr"] = options.learning_rate * one_cycle(step, steps, options.warmup)
-        chosen = batch_indices(len(images.labels), batch_size, step, config.run.seed)
-        batch: Tensor = augment(to_float(images.images[chosen].to(device)))
-        labels = images.labels[chosen].to(device)
-        with autocast(device, config.run.precision):
-            logits = network(batch.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        average.update_parameters(network)
+        batch_size = min(options.batch_size, len(images.labels))
+        per_epoch = len(images.labels) // batch_size
+        steps = max(1, round(options.epochs * per_epoch))
+        bar = run.progress(steps, "step", "classifier")
+        network.train()
+        means = Means()
+        for step in range(run.step, steps):
+            for group in optimiser.param_groups:
+                group["lr"] = options.learning_rate * one_cycle(step, steps, options.warmup)
+            chosen = batch_indices(len(images.labels), batch_size, step, config.run.seed)
+            batch: Tensor = augment(to_float(images.images[chosen].to(device)))
+            labels = images.labels[chosen].to(device)
+            with autocast(device, config.run.precision):
+                logits = network(batch.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            average.update_parameters(network)
 
-        means.add(loss=loss)
-        run.step = step + 1
-        bar.update()
-        if run.step % config.run.log_every == 0 or run.step == steps:
-            check_finite(means, run)
-            images_seen = means.steps * batch_size
-            run.log({**means.take(), "train/learning_rate": optimiser.param_groups[0]["lr"]}, images=images_seen)
-        if run.step % per_epoch == 0 or run.step == steps:
-            run.log({"validation/accuracy": accuracy(average.module, validation, device)})
-        if run.checkpoint_due():
-            check_finite(means, run)
-            run.save()
+            means.add(loss=loss)
+            run.step = step + 1
+            bar.update()
+            if run.step % config.run.log_every == 0 or run.step == steps:
+                check_finite(means, run)
+                images_seen = means.steps * batch_size
+                run.log({**means.take(), "train/learning_rate": optimiser.param_groups[0]["lr"]}, images=images_seen)
+            if run.step % per_epoch == 0 or run.step == steps:
+                run.log({"validation/accuracy": accuracy(average.module, validation, device)})
+            if run.checkpoint_due():
+                check_finite(means, run)
+                run.save()
 
-    measured = {"validation_accuracy": accuracy(average.module, validation, device), "validation_n": len(validation.labels)}
-    metadata = {"kind": "classifier", "architecture": config.architecture, "data": data.name, "measured": measured}
-    path = run.finish(average.module.state_dict(), metadata)
-    print(f"validation accuracy {measured['validation_accuracy']:.4f} (n = {measured['validation_n']}); weights: {path}")
-    return path
+        measured = {"validation_accuracy": accuracy(average.module, validation, device), "validation_n": len(validation.labels)}
+        metadata = {"kind": "classifier", "architecture": config.architecture, "data": data.name, "measured": measured}
+        path = run.finish(average.module.state_dict(), metadata)
+        print(f"validation accuracy {measured['validation_accuracy']:.4f} (n = {measured['validation_n']}); weights: {path}")
+        return path

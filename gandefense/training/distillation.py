@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from gandefense.attacks.noise import gaussian_signed
 from gandefense.attacks.suite import frozen
+from gandefense.data import datasets
+from gandefense.data.batches import to_float
+from gandefense.training.state import autocast
 
 
 @dataclass
@@ -44,3 +47,14 @@ def student_step(config: StudentConfig, student: nn.Module, teacher: nn.Module, 
     attacked = (clean + ((start.detach() - clean) + 1.25 * budget * gradient.sign()).clamp(-budget, budget)).clamp(0, 1)
     attacked[::4] = gaussian_signed(clean[::4], config.noise * torch.rand(len(clean[::4]), 1, 1, 1, device=clean.device))
     return temperature**2 * distillation(student(attacked) / temperature, soft)
+
+
+@torch.no_grad()
+def clean_logits(classifier: nn.Module, images: datasets.Images, device: torch.device, precision: str) -> Tensor:
+    """The frozen classifier's logits (N, K) on all clean images, computed once."""
+    logits = []
+    for part in images.images.split(500):
+        batch = to_float(part.to(device)).contiguous(memory_format=torch.channels_last)
+        with autocast(device, precision):
+            logits.append(classifier(batch).float().cpu())
+    return torch.cat(logits)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gandefense import classifiers, zoo
-from gandefense.attacks.cache import AttackedSetConfig, attacked_set
+from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint
 from gandefense.attacks.noise import gaussian_signed
 from gandefense.attacks.random_step import perturbation_level, random_step
 from gandefense.config import DataConfig, RunConfig
@@ -21,10 +21,18 @@ from gandefense.errors import UserError
 from gandefense.restorers.discriminator import Discriminator, discriminator_loss, generator_loss, r1_penalty
 from gandefense.restorers.gan import GANNetworks, GANRestorer
 from gandefense.training.classifier import accuracy
-from gandefense.training.distillation import StudentConfig, distillation, student_step
+from gandefense.training.distillation import StudentConfig, clean_logits, distillation, student_step
 from gandefense.training.gan_validation import choose_threshold, grids, validate
-from gandefense.training.run import Means, autocast, check_finite, choose_device, exponential_average, open_run
-from gandefense.training.trn import clean_logits, warm_cosine
+from gandefense.training.run import check_finite, check_settings, open_run
+from gandefense.training.state import (
+    Means,
+    autocast,
+    choose_device,
+    exponential_average,
+    require,
+    seed_everything,
+    warm_cosine,
+)
 from gandefense.weights_io import save_weights
 
 
@@ -45,7 +53,7 @@ class LossConfig:
     pixel: float = 150.0  # mean absolute error of the regenerated image
     cleaned: float = 50.0  # mean absolute error of the ISMN's output, our reading of eq. (3)
     classifier: float = 0.4  # KL between the defended classifier's answers on clean and on regenerated images
-    student: float = 0.1  # cross-entropy through the distilled classifier, true labels
+    student: float = 0.1  # cross-entropy through the distilled classifier, towards the teacher's class for the clean image
     class_ramp: int = 400  # steps over which the two weights above grow from 0
     adversarial: float = 0.02  # non-saturating GAN loss
     r1: float = 0.1  # gradient penalty of the discriminator on clean images (Mescheder et al. 2018)
@@ -113,21 +121,22 @@ def train(config: GANConfig) -> Path:
     options, weights = config.train, config.loss
     device = choose_device(config.run.device)
     data = datasets.describe(config.data.name)
+    check_settings(config.run)
+    require(
+        {f"train.{name}": getattr(options, name) for name in ("steps", "batch_size", "learning_rate")}
+        | {f"distil.{name}": getattr(config.distil, name) for name in ("steps", "batch_size", "temperature")}
+        | {"loss.r1_every": weights.r1_every, "loop.rounds": config.loop.rounds},
+        fractions={"loop.false_positive_rate": config.loop.false_positive_rate},
+    )
+    if options.noise_share + options.random_step_share + options.replay_share > 1:
+        raise UserError("train.noise_share, random_step_share and replay_share together exceed 1")
+    autocast(device, config.run.precision)
+    seed_everything(config.run.seed)
     lpips = _lpips(device) if weights.lpips > 0 else None
-    teacher_kind = zoo.describe(config.classifier)["architecture"]
     teacher = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
+    teacher_kind = zoo.describe(config.classifier)["architecture"]
     images = datasets.load(config.data, "train", seed=config.run.seed)
     validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
-    run = open_run("gan", config, config.run, config.resume)
-    if run.finished:
-        print(f"this run is finished: {run.folder / 'model.safetensors'}")
-        return run.folder / "model.safetensors"
-
-    place = {"device": device, "root": config.data.root}
-    attacked = attacked_set(teacher, images, config.attacked, **place, name=f"{data.name}-train")
-    small = AttackedSetConfig(rows=config.validation_rows, budgets=[8 / 255], seed=1, precision="float32")
-    held_out = attacked_set(teacher, validation, small, **place, name=f"{data.name}-validation")
-
     student_kind = teacher_kind if config.student == "same" else config.student
     student = copy.deepcopy(teacher) if config.student == "same" else classifiers.build(student_kind, data)
     student = student.to(device, memory_format=torch.channels_last)
@@ -145,165 +154,178 @@ def train(config: GANConfig) -> Path:
     student_optimiser = torch.optim.SGD(student.parameters(), lr=config.distil.learning_rate, momentum=0.9, weight_decay=5e-4)
     optimiser = torch.optim.Adam(networks.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.discriminator_rate, betas=(0.0, 0.99))
-    run.restore(
-        student=student,
-        student_optimiser=student_optimiser,
-        networks=networks,
-        average=average,
-        optimiser=optimiser,
-        discriminator=discriminator,
-        discriminator_optimiser=discriminator_optimiser,
-    )
-    restorer = GANRestorer(average.module, rounds=config.loop.rounds, tolerance=config.loop.tolerance).eval()
-    bar = run.progress(config.distil.steps + options.steps, "step", "gan")
+    with open_run("gan", config, config.run, config.resume) as run:
+        if run.finished:
+            print(f"this run is finished: {run.folder / 'model.safetensors'}")
+            return run.folder / "model.safetensors"
 
-    # Phase 1: teacher → student.
-    augment = augmentation(data.size)
-    student.train()
-    means = Means()
-    for step in range(run.step, config.distil.steps):
-        chosen = batch_indices(len(images.labels), config.distil.batch_size, step, config.run.seed)
-        clean = augment(to_float(images.images[chosen].to(device))).contiguous(memory_format=torch.channels_last)
-        for group in student_optimiser.param_groups:
-            group["lr"] = config.distil.learning_rate * warm_cosine(step, config.distil.steps, 50)
-        with autocast(device, config.run.precision):
-            loss = student_step(config.distil, student, teacher, clean)
-        student_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        student_optimiser.step()
-        means.add(loss=loss)
-        run.step = step + 1
-        bar.update()
-        if run.step % config.run.log_every == 0 or run.step == config.distil.steps:
-            check_finite(means, run)
-            images_seen = means.steps * len(clean)
-            run.log(means.take("student/"), images=images_seen)
-        if run.step == config.distil.steps:
-            run.log({"student/validation_accuracy": accuracy(student, validation, device)})
-        if run.checkpoint_due() or run.step == config.distil.steps:
-            check_finite(means, run)
-            run.save()
-    student.eval().requires_grad_(False)
-    teacher.requires_grad_(False)
+        place = {"device": device, "root": config.data.root}
+        attacked = attacked_set(teacher, images, config.attacked, **place, name=f"{data.name}-train")
+        small = AttackedSetConfig(rows=config.validation_rows, budgets=[8 / 255], seed=1, precision="float32")
+        held_out = attacked_set(teacher, validation, small, **place, name=f"{data.name}-validation")
 
-    # Phase 2: ISMN, perturbation classifier and generator against the discriminator.
-    networks.train()
-    goals = clean_logits(teacher, images, device, config.run.precision)
-    replay_images, replay_clean, replay_goal = (run.extra.get(name) for name in ("images", "clean", "goal"))
-    for step in range(run.step - config.distil.steps, options.steps):
-        rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
-        source = attacked.source[rows]
-        clean, labels = to_float(images.images[source].to(device)), images.labels[source].to(device)
-        goal = goals[source].to(device)
-        batch = attacked.rows(rows).to(device)
-        noisy = round(options.noise_share * len(batch))
-        stepped = noisy + round(options.random_step_share * len(batch))
-        replayed = stepped + round(options.replay_share * len(batch))
-        # A batch's first images get other perturbations than the cached ones: noise, eq. (2), earlier regenerations.
-        levels = options.noise_level * torch.rand(noisy, 1, 1, 1, device=device)
-        batch[:noisy] = gaussian_signed(clean[:noisy], levels)
-        batch[noisy:stepped] = random_step(teacher, clean[noisy:stepped], labels[noisy:stepped], 8 / 255)
-        if replay_images is not None:
-            batch[stepped:replayed], clean[stepped:replayed] = replay_images.to(device), replay_clean.to(device)
-            goal[stepped:replayed] = replay_goal.to(device)
-        level = perturbation_level(batch, clean)
-        is_attacked = (level > 0.5 / 255).float()
-        judged = torch.ones_like(level)
-        judged[stepped:replayed] = 0  # whether a regenerated image passes is what the loop asks, not what it is taught
-        batch = batch.contiguous(memory_format=torch.channels_last)
-
-        discriminator.requires_grad_(False)
-        with autocast(device, config.run.precision):
-            made = networks(batch)
-            regenerated = made.regenerated.contiguous(memory_format=torch.channels_last)
-            logits, student_logits = teacher(regenerated).float(), student(regenerated).float()
-            right_label = goal.argmax(1)
-            fake_score = discriminator(regenerated)
-        ramp = min(1.0, step / max(1, weights.class_ramp))
-        losses = {
-            "pixel": weights.pixel * (made.regenerated - clean).abs().mean(),
-            "cleaned": weights.cleaned * (made.cleaned - clean).abs().mean(),
-            "classifier": ramp * weights.classifier * distillation(logits, goal),
-            "student": ramp * weights.student * F.cross_entropy(student_logits, right_label),
-            "adversarial": weights.adversarial * generator_loss(fake_score),
-            "sparsity": weights.sparsity * (made.sparsity.mean((1, 2, 3)) * (1 - is_attacked)).mean(),
-            "detection": weights.detection
-            * (F.binary_cross_entropy_with_logits(made.logit, is_attacked, reduction="none") * judged).mean(),
-            "level": weights.level * (made.level - level).abs().mean(),
-        }
-        if lpips is not None:
-            losses["lpips"] = weights.lpips * lpips(made.regenerated.float() * 2 - 1, clean * 2 - 1).mean()
-        loss = torch.stack(list(losses.values())).sum()
-        for group in optimiser.param_groups:
-            group["lr"] = options.learning_rate * warm_cosine(step, options.steps, options.warmup)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(networks.parameters(), options.gradient_clip)
-        optimiser.step()
-        networks.ismn.encoder.code.update_bias(optimiser.param_groups[0]["lr"] * weights.code_rate)
-        average.update_parameters(networks)
-
-        # The discriminator's mix: clean images are real, regenerated and attacked ones are fake.
-        discriminator.requires_grad_(True)
-        half = len(batch) // 2
-        fake = torch.cat([made.regenerated.detach()[:half], batch[half:]])[torch.cat([judged[:half], is_attacked[half:]]) > 0]
-        with autocast(device, config.run.precision):
-            real_score = discriminator(clean.contiguous(memory_format=torch.channels_last))
-            discriminator_total = discriminator_loss(
-                real_score, discriminator(fake.contiguous(memory_format=torch.channels_last))
-            )
-        penalty = torch.zeros((), device=device)
-        if step % weights.r1_every == 0:
-            penalty = r1_penalty(discriminator, clean)
-        discriminator_optimiser.zero_grad(set_to_none=True)
-        (discriminator_total + weights.r1 * weights.r1_every * penalty).backward()
-        discriminator_optimiser.step()
-
-        size = replayed - stepped
-        if size:
-            replay_images, replay_clean = made.regenerated.detach()[-size:].float().cpu(), clean[-size:].cpu()
-            replay_goal = goal[-size:].cpu()
-            run.extra = {"images": replay_images, "clean": replay_clean, "goal": replay_goal}
-        run.step = config.distil.steps + step + 1
-        bar.update()
-        means.add(
-            loss=loss,
-            **{f"loss_{name}": value for name, value in losses.items()},
-            loss_discriminator=discriminator_total,
-            loss_r1=penalty * weights.r1_every,
-            discriminator_real=real_score.mean(),
-            discriminator_fake=fake_score.mean(),
-            pixel_error=(made.regenerated - clean).abs().mean() * 255,
-            accuracy=(logits.argmax(1) == labels).float().mean(),
-            code_activation=networks.ismn.encoder.code.mean_activation.mean(),
+        run.restore(
+            student=student,
+            student_optimiser=student_optimiser,
+            networks=networks,
+            average=average,
+            optimiser=optimiser,
+            discriminator=discriminator,
+            discriminator_optimiser=discriminator_optimiser,
         )
-        if run.step % config.run.log_every == 0 or step + 1 == options.steps:
-            check_finite(means, run)
-            images_seen = means.steps * len(batch)
-            run.log(means.take(), images=images_seen)
-        if run.step % config.run.image_every == 0 or step + 1 == options.steps:
-            restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
-            run.log(validate(restorer, teacher, held_out, validation, device))
-            grids(run, restorer, held_out, validation, device)
-        if run.checkpoint_due():
-            check_finite(means, run)
-            run.save()
+        restorer = GANRestorer(average.module, rounds=config.loop.rounds, tolerance=config.loop.tolerance).eval()
+        bar = run.progress(config.distil.steps + options.steps, "step", "gan")
 
-    restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
-    measured = validate(restorer, teacher, held_out, validation, device)
-    metadata = {
-        "kind": "gan",
-        "data": data.name,
-        "classifier": config.classifier,
-        "network": shape,
-        "loop": {"threshold": restorer.threshold, "rounds": config.loop.rounds, "tolerance": config.loop.tolerance},
-        "measured": measured,
-    }
-    student_card = {"kind": "classifier", "architecture": student_kind, "data": data.name, "distilled_from": config.classifier}
-    save_weights(run.folder / "student.safetensors", student.state_dict(), {**student_card, "recipe": asdict(config.distil)})
-    path = run.finish(average.module.state_dict(), metadata)
-    print(f"{measured}; weights: {path}")
-    return path
+        # Phase 1: teacher → student.
+        augment = augmentation(data.size)
+        student.train()
+        means = Means()
+        for step in range(run.step, config.distil.steps):
+            chosen = batch_indices(len(images.labels), config.distil.batch_size, step, config.run.seed)
+            clean = augment(to_float(images.images[chosen].to(device))).contiguous(memory_format=torch.channels_last)
+            for group in student_optimiser.param_groups:
+                group["lr"] = config.distil.learning_rate * warm_cosine(step, config.distil.steps, warmup=50)
+            with autocast(device, config.run.precision):
+                loss = student_step(config.distil, student, teacher, clean)
+            student_optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            student_optimiser.step()
+            means.add(loss=loss)
+            run.step = step + 1
+            bar.update()
+            if run.step % config.run.log_every == 0 or run.step == config.distil.steps:
+                check_finite(means, run)
+                images_seen = means.steps * len(clean)
+                run.log(means.take("student/"), images=images_seen)
+            if run.step == config.distil.steps:
+                run.log({"student/validation_accuracy": accuracy(student, validation, device)})
+            if run.checkpoint_due() or run.step == config.distil.steps:
+                check_finite(means, run)
+                run.save()
+        student.eval().requires_grad_(False)
+        teacher.requires_grad_(False)
+
+        # Phase 2: ISMN, perturbation classifier and generator against the discriminator.
+        networks.train()
+        goals = clean_logits(teacher, images, device, config.run.precision)
+        replay_images, replay_clean, replay_goal = (run.extra.get(name) for name in ("images", "clean", "goal"))
+        for step in range(run.step - config.distil.steps, options.steps):
+            rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
+            source = attacked.source[rows]
+            clean, labels = to_float(images.images[source].to(device)), images.labels[source].to(device)
+            goal = goals[source].to(device)
+            batch = attacked.rows(rows).to(device)
+            noisy = round(options.noise_share * len(batch))
+            stepped = noisy + round(options.random_step_share * len(batch))
+            replayed = stepped + round(options.replay_share * len(batch))
+            # A batch's first images get other perturbations than the cached ones: noise, eq. (2), earlier regenerations.
+            levels = options.noise_level * torch.rand(noisy, 1, 1, 1, device=device)
+            batch[:noisy] = gaussian_signed(clean[:noisy], levels)
+            batch[noisy:stepped] = random_step(teacher, clean[noisy:stepped], labels[noisy:stepped], 8 / 255)
+            if replay_images is not None:
+                batch[stepped:replayed], clean[stepped:replayed] = replay_images.to(device), replay_clean.to(device)
+                goal[stepped:replayed] = replay_goal.to(device)
+            level = perturbation_level(batch, clean)
+            is_attacked = (level > 0.5 / 255).float()
+            judged = torch.ones_like(level)
+            judged[stepped:replayed] = 0  # whether a regenerated image passes is what the loop asks, not what it is taught
+            batch = batch.contiguous(memory_format=torch.channels_last)
+
+            discriminator.requires_grad_(False)
+            with autocast(device, config.run.precision):
+                made = networks(batch)
+                regenerated = made.regenerated.contiguous(memory_format=torch.channels_last)
+                logits, student_logits = teacher(regenerated).float(), student(regenerated).float()
+                right_label = goal.argmax(1)
+                fake_score = discriminator(regenerated)
+            ramp = min(1.0, step / max(1, weights.class_ramp))
+            losses = {
+                "pixel": weights.pixel * (made.regenerated - clean).abs().mean(),
+                "cleaned": weights.cleaned * (made.cleaned - clean).abs().mean(),
+                "classifier": ramp * weights.classifier * distillation(logits, goal),
+                "student": ramp * weights.student * F.cross_entropy(student_logits, right_label),
+                "adversarial": weights.adversarial * generator_loss(fake_score),
+                "sparsity": weights.sparsity * (made.sparsity.mean((1, 2, 3)) * (1 - is_attacked)).mean(),
+                "detection": weights.detection
+                * (F.binary_cross_entropy_with_logits(made.logit, is_attacked, reduction="none") * judged).mean(),
+                "level": weights.level * (made.level - level).abs().mean(),
+            }
+            if lpips is not None:
+                losses["lpips"] = weights.lpips * lpips(made.regenerated.float() * 2 - 1, clean * 2 - 1).mean()
+            loss = torch.stack(list(losses.values())).sum()
+            for group in optimiser.param_groups:
+                group["lr"] = options.learning_rate * warm_cosine(step, options.steps, options.warmup)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(networks.parameters(), options.gradient_clip)
+            optimiser.step()
+            networks.ismn.encoder.code.update_bias(optimiser.param_groups[0]["lr"] * weights.code_rate)
+            average.update_parameters(networks)
+
+            # The discriminator's mix: clean images are real, regenerated and attacked ones are fake.
+            discriminator.requires_grad_(True)
+            # Every other image of each, because the batch's order tells how an image was perturbed.
+            fake = torch.cat([made.regenerated.detach()[::2], batch[1::2]])
+            fake = fake[torch.cat([judged[::2], is_attacked[1::2]]) > 0]
+            with autocast(device, config.run.precision):
+                real_score = discriminator(clean.contiguous(memory_format=torch.channels_last))
+                discriminator_total = discriminator_loss(
+                    real_score, discriminator(fake.contiguous(memory_format=torch.channels_last))
+                )
+            penalty = torch.zeros((), device=device)
+            if step % weights.r1_every == 0:
+                penalty = r1_penalty(discriminator, clean)
+            discriminator_optimiser.zero_grad(set_to_none=True)
+            (discriminator_total + weights.r1 * weights.r1_every * penalty).backward()
+            discriminator_optimiser.step()
+
+            size = replayed - stepped
+            if size:
+                replay_images, replay_clean = made.regenerated.detach()[-size:].float().cpu(), clean[-size:].cpu()
+                replay_goal = goal[-size:].cpu()
+                run.extra = {"images": replay_images, "clean": replay_clean, "goal": replay_goal}
+            run.step = config.distil.steps + step + 1
+            bar.update()
+            means.add(
+                loss=loss,
+                **{f"loss_{name}": value for name, value in losses.items()},
+                loss_discriminator=discriminator_total,
+                loss_r1=penalty * weights.r1_every,
+                discriminator_real=real_score.mean(),
+                discriminator_fake=fake_score.mean(),
+                pixel_error=(made.regenerated - clean).abs().mean() * 255,
+                accuracy=((logits.argmax(1) == labels).float() * judged).sum() / judged.sum(),
+                code_activation=networks.ismn.encoder.code.mean_activation.mean(),
+            )
+            if run.step % config.run.log_every == 0 or step + 1 == options.steps:
+                check_finite(means, run)
+                images_seen = means.steps * len(batch)
+                run.log(means.take(), images=images_seen)
+            if run.step % config.run.image_every == 0 or step + 1 == options.steps:
+                restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
+                run.log(validate(restorer, teacher, held_out, validation, device))
+                grids(run, restorer, held_out, validation, device)
+            if run.checkpoint_due():
+                check_finite(means, run)
+                run.save()
+
+        restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
+        measured = validate(restorer, teacher, held_out, validation, device)
+        metadata = {
+            "kind": "gan",
+            "data": data.name,
+            "classifier": config.classifier,
+            "classifier_fingerprint": fingerprint(teacher),
+            "network": shape,
+            "loop": {"threshold": restorer.threshold, "rounds": config.loop.rounds, "tolerance": config.loop.tolerance},
+            "measured": measured,
+        }
+        card = {"kind": "classifier", "architecture": student_kind, "data": data.name}
+        card |= {"distilled_from": config.classifier, "config": {"distil": asdict(config.distil)}}
+        save_weights(run.folder / "student.safetensors", student.state_dict(), card)
+        path = run.finish(average.module.state_dict(), metadata)
+        print(f"{measured}; weights: {path}")
+        return path
 
 
 def _lpips(device: torch.device) -> nn.Module:

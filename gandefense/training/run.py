@@ -5,50 +5,21 @@ from __future__ import annotations
 import json
 import os
 import platform
-import random
-import re
-import sys
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 from tqdm import tqdm
 
 from gandefense.config import RunConfig
 from gandefense.errors import UserError
-from gandefense.weights_io import save_weights, write_atomically, write_text
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a config names; "auto" takes CUDA where there is one. Raises UserError for an unknown one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {name!r} asked for, but torch sees no CUDA device; use device=cpu")
-    return device
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """bf16 autocast, or none for "float32"; raises UserError for another precision."""
-    if precision not in ("bf16", "float32"):
-        raise UserError(f"unknown precision {precision!r}; known: bf16, float32")
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def exponential_average(module: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a module's parameters and buffers."""
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+from gandefense.files import locked, numbered_folder, print_interval, remove_leftovers, write_atomically, write_text
+from gandefense.training.state import Means, random_states, require, restore_random_states
+from gandefense.weights_io import save_weights
 
 
 def versions() -> dict[str, str]:
@@ -64,33 +35,11 @@ def versions() -> dict[str, str]:
     }
 
 
-def random_states() -> dict[str, Any]:
-    """The states of all random generators, as tensors and plain values."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, following = random.getstate()
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
-        "python": [version, list(internal), following],
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Put back what `random_states` gave."""
-    torch.set_rng_state(states["torch"].cpu())
-    name, keys, position, has_gauss, gauss = states["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, internal, following = states["python"]
-    random.setstate((version, tuple(internal), following))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
-
-
 def _state(part: Any) -> Any:
     return part.state_dict() if hasattr(part, "state_dict") else part
+
+
+NOT_FINITE = "its last checkpoint is whole: start again with a lower learning rate or run.precision=float32"
 
 
 @dataclass
@@ -105,35 +54,26 @@ class Run:
     kind: str
     config: dict[str, Any]
     settings: RunConfig
+    resumed: bool = False
     step: int = 0
     parts: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     _writer: Any = None
     _bar: Any = None
+    _lock: Any = None
     _times: list[float] = field(default_factory=list)
 
     @classmethod
     def start(cls, kind: str, config: Any, settings: RunConfig) -> Run:
         """Make a new numbered run folder (00000-name, 00001-name …) and write config.yaml into it."""
-        parent = Path(settings.folder)
         values = OmegaConf.to_container(OmegaConf.structured(config))
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                taken = [int(match[1]) for entry in parent.iterdir() if (match := re.match(r"(\d{5})-", entry.name))]
-                folder = parent / f"{max(taken, default=-1) + 1:05d}-{settings.name}"
-                try:
-                    folder.mkdir()
-                    break
-                except FileExistsError:  # another process took the number first
-                    continue
-        except OSError as error:
-            raise UserError(f"cannot make a run folder in {parent}: {error.strerror}") from None
+        if "/" in settings.name or not settings.name:
+            raise UserError(f"run.name must be a plain name, got {settings.name!r}")
+        folder = numbered_folder(Path(settings.folder), settings.name)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({"kind": kind, **values})))
-        random.seed(settings.seed)
-        np.random.seed(settings.seed % 2**32)
-        torch.manual_seed(settings.seed)
-        return cls(folder=folder, kind=kind, config=values, settings=settings)
+        run = cls(folder=folder, kind=kind, config=values, settings=settings)
+        run._hold()
+        return run
 
     @staticmethod
     def saved_config(folder: str | Path, kind: str) -> dict[str, Any]:
@@ -153,11 +93,18 @@ class Run:
     @classmethod
     def resume(cls, folder: str | Path, kind: str, config: Any, settings: RunConfig) -> Run:
         """Open an existing run folder again; the state comes back with `restore`."""
+        cls.saved_config(folder, kind)
         values = OmegaConf.to_container(OmegaConf.structured(config))
-        random.seed(settings.seed)
-        np.random.seed(settings.seed % 2**32)
-        torch.manual_seed(settings.seed)
-        return cls(folder=Path(folder), kind=kind, config=values, settings=settings)
+        run = cls(folder=Path(folder), kind=kind, config=values, settings=settings, resumed=True)
+        run._hold()
+        remove_leftovers(run.folder / "checkpoint.pt")
+        remove_leftovers(run.folder / "model.safetensors")
+        return run
+
+    def _hold(self) -> None:
+        """Hold the folder until `close`, or until the process ends; a second process is refused."""
+        self._lock = locked(self.folder, wait=False)
+        self._lock.__enter__()
 
     @property
     def finished(self) -> bool:
@@ -181,9 +128,11 @@ class Run:
                     part.load_state_dict(saved["parts"][name])
                 self.step, self.extra = saved["step"], saved["extra"]
                 restore_random_states(saved["random"])
-            except Exception as error:
+            except Exception as error:  # torch.load fails in many ways on a damaged file
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise UserError(f"{path} is damaged or of another run ({reason[:150]}); delete it to start from step 0") from None
+                raise UserError(
+                    f"{path} is damaged or of another run ({reason[:150]}); move it away to start this run from step 0"
+                ) from None
         self._cut_log()
 
     def _cut_log(self) -> None:
@@ -205,7 +154,7 @@ class Run:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.folder), purge_step=self.step if self.step else None)
+            self._writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if self.resumed else None)
         return self._writer
 
     def progress(self, total: int, unit: str, description: str) -> tqdm:
@@ -216,7 +165,7 @@ class Run:
             desc=description,
             unit=unit,
             dynamic_ncols=True,
-            mininterval=1.0 if sys.stderr.isatty() else 20.0,
+            mininterval=print_interval(),
         )
         return self._bar
 
@@ -251,7 +200,15 @@ class Run:
         self.writer.add_image(tag, make_grid(torch.cat(shaped), nrow=columns, padding=1, pad_value=1.0), self.step)
 
     def save(self) -> None:
-        """Write checkpoint.pt atomically: all parts, step and random states, as tensors and plain containers."""
+        """Write checkpoint.pt atomically: all parts, step and random states, as tensors and plain containers.
+
+        Raises:
+            UserError: some weight is no longer finite; the last checkpoint stays.
+        """
+        for name, part in self.parts.items():
+            tensors = part.state_dict().values() if isinstance(part, torch.nn.Module) else ()
+            if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()):
+                raise UserError(f"weights of {name} are no longer finite at step {self.step} of {self.folder}; {NOT_FINITE}")
         state = {
             "kind": self.kind,
             "config": self.config,
@@ -274,43 +231,35 @@ class Run:
         self.close()
         return path
 
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Flush TensorBoard and the progress bar."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
         if self._writer is not None:
-            self._writer.flush()
             self._writer.close()
-
-
-class Means:
-    """Means of training figures since they were last taken; they stay on the device until then."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
-
-    def add(self, **figures: Tensor) -> None:
-        """Add one step's scalars."""
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
-        self.steps += 1
-
-    def take(self, prefix: str = "train/") -> dict[str, float]:
-        """The means by name, and a fresh start."""
-        means = {f"{prefix}{name}": (total / self.steps).item() for name, total in self.sums.items()}
-        self.sums, self.steps = {}, 0
-        return means
+            self._writer = None
+        if self._lock is not None:
+            self._lock.__exit__(None, None, None)
+            self._lock = None
 
 
 def check_finite(means: Means, run: Run) -> None:
     """Stop a run whose loss is no longer a number, before a checkpoint keeps it; raises UserError."""
-    loss = means.sums.get("loss", torch.zeros(()))
-    if not torch.isfinite(loss):
-        raise UserError(
-            f"the loss became {loss.item()} at step {run.step} of {run.folder}; its last checkpoint is whole: "
-            "start again with a lower learning rate or precision=float32"
-        )
+    for name, total in means.sums.items():
+        if name.startswith("loss") and not torch.isfinite(total):
+            raise UserError(f"train/{name} became {total.item()} at step {run.step} of {run.folder}; {NOT_FINITE}")
+
+
+def check_settings(settings: RunConfig) -> None:
+    """Raise UserError for a run setting out of range."""
+    require({f"run.{name}": getattr(settings, name) for name in ("log_every", "image_every", "checkpoint_every")})
 
 
 def open_run(kind: str, config: Any, settings: RunConfig, resume: str | None) -> Run:

@@ -9,16 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from gandefense import zoo
-from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set
+from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import batch_indices, to_float
+from gandefense.errors import UserError
 from gandefense.restorers.cached_maps import cached_maps
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
 from gandefense.restorers.trn import TRNRestorer, TwoStreamRestorationNetwork
-from gandefense.training.distillation import distillation
-from gandefense.training.run import Means, autocast, check_finite, choose_device, exponential_average, open_run
+from gandefense.training.distillation import clean_logits, distillation
+from gandefense.training.run import Run, check_finite, check_settings, open_run
+from gandefense.training.state import (
+    Means,
+    autocast,
+    choose_device,
+    exponential_average,
+    require,
+    seed_everything,
+    warm_cosine,
+)
 
 
 @dataclass
@@ -61,24 +71,6 @@ class TRNConfig:
     resume: str | None = None
 
 
-def warm_cosine(step: int, steps: int, warmup: int) -> float:
-    """Learning-rate factor: linear from 0 to 1 over `warmup` steps, then half a cosine down to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (step - warmup) / max(1, steps - warmup))).item())
-
-
-@torch.no_grad()
-def clean_logits(classifier: nn.Module, images: datasets.Images, device: torch.device, precision: str) -> Tensor:
-    """The frozen classifier's logits (N, K) on all clean images, computed once."""
-    logits = []
-    for part in images.images.split(500):
-        batch = to_float(part.to(device)).contiguous(memory_format=torch.channels_last)
-        with autocast(device, precision):
-            logits.append(classifier(batch).float().cpu())
-    return torch.cat(logits)
-
-
 @torch.no_grad()
 def validate(
     restorer: TRNRestorer, classifier: nn.Module, attacked: AttackedSet, images: datasets.Images, device: torch.device
@@ -92,7 +84,8 @@ def validate(
         right["clean"].append(restored[~flags])
         right["attacked"].append(restored[flags])
         right["undefended"].append((classifier(batch).argmax(1) == labels)[flags])
-    return {f"validation/{name}": torch.cat(values).float().mean().item() for name, values in right.items()}
+    joined = {name: torch.cat(values).float() for name, values in right.items()}
+    return {f"validation/{name}": flags.mean().item() for name, flags in joined.items() if len(flags)}
 
 
 def train(config: TRNConfig) -> Path:
@@ -107,22 +100,18 @@ def train(config: TRNConfig) -> Path:
     options = config.train
     device = choose_device(config.run.device)
     data = datasets.describe(config.data.name)
+    check_settings(config.run)
+    require(
+        {f"train.{name}": getattr(options, name) for name in ("steps", "batch_size", "learning_rate")},
+        fractions={"false_positive_rate": config.false_positive_rate},
+    )
+    if config.network.top_k is not None and not 1 <= config.network.top_k <= len(data.classes):
+        raise UserError(f"network.top_k must lie in 1 … {len(data.classes)}, got {config.network.top_k}")
+    autocast(device, config.run.precision)
+    seed_everything(config.run.seed)
     classifier = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
     images = datasets.load(config.data, "train", seed=config.run.seed)
     validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
-    run = open_run("trn", config, config.run, config.resume)
-    if run.finished:
-        print(f"this run is finished: {run.folder / 'model.safetensors'}")
-        return run.folder / "model.safetensors"
-
-    place = {"device": device, "root": config.data.root}
-    attacked = attacked_set(classifier, images, config.attacked, **place, name=f"{data.name}-train")
-    maps = cached_maps(
-        classifier, attacked, len(data.classes), device=device, precision=config.run.precision, top_k=config.network.top_k
-    )
-    small = AttackedSetConfig(rows=config.validation_rows, budgets=[8 / 255], seed=1, precision="float32")
-    held_out = attacked_set(classifier, validation, small, **place, name=f"{data.name}-validation")
-
     shape = {
         "channels": data.channels,
         "labels": config.network.top_k or len(data.classes),
@@ -133,72 +122,86 @@ def train(config: TRNConfig) -> Path:
     network = TwoStreamRestorationNetwork(**shape).to(device, memory_format=torch.channels_last)
     average = exponential_average(network, options.ema_decay)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    run.restore(network=network, average=average, optimiser=optimiser)
-    restorer = TRNRestorer(average.module, classifier, top_k=config.network.top_k).eval()
+    with open_run("trn", config, config.run, config.resume) as run:
+        if run.finished:
+            print(f"this run is finished: {run.folder / 'model.safetensors'}")
+            return run.folder / "model.safetensors"
 
-    goals = clean_logits(classifier, images, device, config.run.precision)
-    bar = run.progress(options.steps, "step", "trn")
-    means = Means()
-    with frozen(classifier):
-        for step in range(run.step, options.steps):
-            rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
-            source = attacked.source[rows]
-            clean, labels = to_float(images.images[source].to(device)), images.labels[source].to(device)
-            batch = attacked.rows(rows).to(device)
-            made, log_norms = maps.rows(rows)
-            gradients = GradientMaps(made.to(device, memory_format=torch.channels_last), log_norms.to(device))
+        place = {"device": device, "root": config.data.root}
+        attacked = attacked_set(classifier, images, config.attacked, **place, name=f"{data.name}-train")
+        maps = cached_maps(
+            classifier, attacked, len(data.classes), device=device, precision=config.run.precision, top_k=config.network.top_k
+        )
+        small = AttackedSetConfig(rows=config.validation_rows, budgets=[8 / 255], seed=1, precision="float32")
+        held_out = attacked_set(classifier, validation, small, **place, name=f"{data.name}-validation")
 
-            goal = goals[source].to(device)
-            class_weight = options.class_weight * min(1.0, step / max(1, options.class_ramp))
-            with autocast(device, config.run.precision):
-                restored = network(batch.contiguous(memory_format=torch.channels_last), gradients)
-                logits = classifier(restored.contiguous(memory_format=torch.channels_last)).float()
-            pixel_loss = (restored.float() - clean).abs().mean()
-            class_loss = distillation(logits, goal)
-            loss = options.pixel_weight * pixel_loss + class_weight * class_loss
+        run.restore(network=network, average=average, optimiser=optimiser)
+        restorer = TRNRestorer(average.module, classifier, top_k=config.network.top_k).eval()
 
-            for group in optimiser.param_groups:
-                group["lr"] = options.learning_rate * warm_cosine(step, options.steps, options.warmup)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), options.gradient_clip)
-            optimiser.step()
-            average.update_parameters(network)
+        goals = clean_logits(classifier, images, device, config.run.precision)
+        bar = run.progress(options.steps, "step", "trn")
+        means = Means()
+        with frozen(classifier):
+            for step in range(run.step, options.steps):
+                rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
+                source = attacked.source[rows]
+                clean, labels = to_float(images.images[source].to(device)), images.labels[source].to(device)
+                batch = attacked.rows(rows).to(device)
+                made, log_norms = maps.rows(rows)
+                gradients = GradientMaps(made.to(device, memory_format=torch.channels_last), log_norms.to(device))
 
-            right = (logits.argmax(1) == labels).float().mean()
-            means.add(loss=loss, pixel_error=pixel_loss * 255, class_loss=class_loss, accuracy=right)
-            run.step = step + 1
-            bar.update()
-            if run.step % config.run.log_every == 0 or run.step == options.steps:
-                check_finite(means, run)
-                images_seen = means.steps * len(labels)
-                run.log(means.take(), images=images_seen)
-            if run.step % config.run.image_every == 0 or run.step == options.steps:
-                run.log(validate(restorer, classifier, held_out, validation, device))
-                _grid(run, restorer, held_out, validation, device)
-            if run.checkpoint_due():
-                check_finite(means, run)
-                run.save()
+                goal = goals[source].to(device)
+                class_weight = options.class_weight * min(1.0, step / max(1, options.class_ramp))
+                with autocast(device, config.run.precision):
+                    restored = network(batch.contiguous(memory_format=torch.channels_last), gradients)
+                    logits = classifier(restored.contiguous(memory_format=torch.channels_last)).float()
+                pixel_loss = (restored.float() - clean).abs().mean()
+                class_loss = distillation(logits, goal)
+                loss = options.pixel_weight * pixel_loss + class_weight * class_loss
 
-    with torch.no_grad():
-        scores = torch.cat([restorer(to_float(part.to(device))).score for part in validation.images.split(128)])
-    threshold = scores.quantile(1 - config.false_positive_rate).item()
-    metadata = {
-        "kind": "trn",
-        "data": data.name,
-        "classifier": config.classifier,
-        "network": shape,
-        "top_k": config.network.top_k,
-        "threshold": threshold,
-        "measured": validate(restorer, classifier, held_out, validation, device),
-    }
-    path = run.finish(average.module.state_dict(), metadata)
-    print(f"{metadata['measured']}; weights: {path}")
-    return path
+                for group in optimiser.param_groups:
+                    group["lr"] = options.learning_rate * warm_cosine(step, options.steps, options.warmup)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), options.gradient_clip)
+                optimiser.step()
+                average.update_parameters(network)
+
+                right = (logits.argmax(1) == labels).float().mean()
+                means.add(loss=loss, pixel_error=pixel_loss * 255, class_loss=class_loss, accuracy=right)
+                run.step = step + 1
+                bar.update()
+                if run.step % config.run.log_every == 0 or run.step == options.steps:
+                    check_finite(means, run)
+                    images_seen = means.steps * len(labels)
+                    run.log(means.take(), images=images_seen)
+                if run.step % config.run.image_every == 0 or run.step == options.steps:
+                    run.log(validate(restorer, classifier, held_out, validation, device))
+                    _grid(run, restorer, held_out, validation, device)
+                if run.checkpoint_due():
+                    check_finite(means, run)
+                    run.save()
+
+        with torch.no_grad():
+            scores = torch.cat([restorer(to_float(part.to(device))).score for part in validation.images.split(128)])
+        threshold = scores.quantile(1 - config.false_positive_rate).item()
+        metadata = {
+            "kind": "trn",
+            "data": data.name,
+            "classifier": config.classifier,
+            "classifier_fingerprint": fingerprint(classifier),
+            "network": shape,
+            "top_k": config.network.top_k,
+            "threshold": threshold,
+            "measured": validate(restorer, classifier, held_out, validation, device),
+        }
+        path = run.finish(average.module.state_dict(), metadata)
+        print(f"{metadata['measured']}; weights: {path}")
+        return path
 
 
 @torch.no_grad()
-def _grid(run, restorer: TRNRestorer, attacked: AttackedSet, images: datasets.Images, device: torch.device) -> None:
+def _grid(run: Run, restorer: TRNRestorer, attacked: AttackedSet, images: datasets.Images, device: torch.device) -> None:
     """A fixed grid: clean · attacked · restored · residual ×10 · the gradient maps of three labels."""
     rows = torch.arange(0, len(attacked), max(1, len(attacked) // 12))[:12]
     clean = to_float(images.images[attacked.source[rows]])

@@ -1,0 +1,127 @@
+"""What a training loop is in the middle of: device, precision, random states, averages, schedules."""
+
+from __future__ import annotations
+
+import math
+import random
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gandefense.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a config names; "auto" takes CUDA where there is one. Raises UserError for an unknown one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device {name!r} cannot train; known: auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA device(s); use device=cpu")
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """bf16 autocast, or none for "float32"; raises UserError for another precision."""
+    if precision not in ("bf16", "float32"):
+        raise UserError(f"unknown precision {precision!r}; known: bf16, float32")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def exponential_average(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a module's parameters and buffers.
+
+    The decay is warmed up as min(decay, (1 + n) / (10 + n)) at step n, so that short runs do not keep their first step.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averaged, current, count)
+
+    return AveragedModel(module, multi_avg_fn=update, use_buffers=True)
+
+
+def one_cycle(step: int, steps: int, warmup: float) -> float:
+    """Learning-rate factor: linear from 0 to 1 over the first `warmup` fraction of the steps, linear to 0 after it."""
+    peak = max(1.0, warmup * steps)
+    return min(1.0, (step + 1) / peak, max(0.0, (steps - step) / max(1.0, steps - peak)))
+
+
+def warm_cosine(step: int, steps: int, warmup: int) -> float:
+    """Learning-rate factor: linear from 0 to 1 over `warmup` steps (at most a quarter of all), then half a cosine to 0."""
+    warmup = min(warmup, steps // 4)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's random generators; raises UserError for a negative seed."""
+    if seed < 0:
+        raise UserError(f"run.seed must not be negative, got {seed}")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def require(positive: dict[str, float] | None = None, *, fractions: dict[str, float] | None = None) -> None:
+    """Raise UserError unless every named value is positive, and every named fraction lies strictly between 0 and 1."""
+    for name, value in (positive or {}).items():
+        if not value > 0:
+            raise UserError(f"{name} must be positive, got {value}")
+    for name, value in (fractions or {}).items():
+        if not 0 < value < 1:
+            raise UserError(f"{name} must lie between 0 and 1, got {value}")
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all random generators, as tensors and plain values."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, following = random.getstate()
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "python": [version, list(internal), following],
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put back what `random_states` gave."""
+    torch.set_rng_state(states["torch"].cpu())
+    name, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, following = states["python"]
+    random.setstate((version, tuple(internal), following))
+    if len(states.get("cuda", [])) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+class Means:
+    """Means of training figures since they were last taken; they stay on the device until then."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def add(self, **figures: Tensor) -> None:
+        """Add one step's scalars."""
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        self.steps += 1
+
+    def take(self, prefix: str = "train/") -> dict[str, float]:
+        """The means by name, and a fresh start."""
+        means = {f"{prefix}{name}": (total / self.steps).item() for name, total in self.sums.items()}
+        self.sums, self.steps = {}, 0
+        return means
