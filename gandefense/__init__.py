@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+# Before torch is imported: OpenMP threads that spin while they wait slow two busy processes on few cores tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 from gandefense.errors import UserError
 from gandefense.restorers.base import DefendedClassifier, Restoration, Restorer

@@ -84,7 +84,8 @@ def white_above_gray(restorer: str, white: Figure | None, gray: Figure | None) -
     name = "white_box_above_gray_box"
     if white is None or gray is None:
         return _finding(name, False, f"{restorer}: white_box and gray_box were not both asked for, so they are not compared.")
-    said = f"{restorer} keeps {percent(white['accuracy'])} under the white_box attacks and {percent(gray['accuracy'])} under the gray_box ones"
+    knowing, ignoring = percent(white["accuracy"]), percent(gray["accuracy"])
+    said = f"{restorer} keeps {knowing} under the white_box attacks and {ignoring} under the gray_box ones"
     if white["accuracy"] > gray["accuracy"]:
         return _finding(name, True, f"{said}: the white_box attacks were the weaker ones, so their figure is no bound.")
     return _finding(name, False, f"{said}: knowing the defence helps the attacker, as it should.")
