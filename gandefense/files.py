@@ -66,12 +66,15 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
         return
     import fcntl
 
-    with (folder / ".lock").open("w") as file:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise UserError(f"{folder} is in use by another process") from None
         yield
+    finally:
+        os.close(handle)
 
 
 def print_interval() -> float:

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gandefense.errors import UserError
-from gandefense.weights_io import fill, load_weights, save_weights, write_atomically, write_text
+from gandefense.files import write_atomically, write_text
+from gandefense.weights_io import fill, load_weights, save_weights
 
 METADATA = {"kind": "classifier", "nested": {"eps": 8 / 255, "names": ["ä", "b"]}, "none": None}
 

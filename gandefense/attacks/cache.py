@@ -78,18 +78,30 @@ class AttackedSet:
         return flags[chosen // self.chunk]
 
 
-def _specs(config: AttackedSetConfig, chunk_size: int) -> list[AttackSpec | None]:
+def plan(config: AttackedSetConfig) -> tuple[int, list[AttackSpec | None]]:
+    """How many rows share an attack, and the attack of every chunk of rows; None for clean rows.
+
+    Raises:
+        UserError: an empty list, an unknown attack, a value out of range.
+    """
+    if not config.attacks or not config.budgets or not config.labels or config.rows < 1:
+        raise UserError("an attacked set needs at least one attack, one budget, one kind of labels and one row")
+    for name in config.attacks:
+        for eps in config.budgets:
+            for labels in config.labels:
+                if name != "none":
+                    check_spec(AttackSpec(name, eps=eps, steps=config.steps, labels=labels))
+    if config.precision not in ("bf16", "float32"):
+        raise UserError(f"attacked.precision must be bf16 or float32, got {config.precision!r}")
+    chunk_size = max(1, min(CHUNK, config.rows // len(config.attacks)))
     specs: list[AttackSpec | None] = []
     for chunk in range(-(-config.rows // chunk_size)):
         name = config.attacks[chunk % len(config.attacks)]
         turn = chunk // len(config.attacks)
         eps = config.budgets[turn % len(config.budgets)]
         labels = config.labels[(turn // len(config.budgets)) % len(config.labels)]
-        spec = None if name == "none" else AttackSpec(name, eps=eps, steps=config.steps, labels=labels)
-        if spec is not None:
-            check_spec(spec)
-        specs.append(spec)
-    return specs
+        specs.append(None if name == "none" else AttackSpec(name, eps=eps, steps=config.steps, labels=labels))
+    return chunk_size, specs
 
 
 def fingerprint(classifier: nn.Module, *parts: object) -> str:
@@ -107,9 +119,10 @@ def memory_mapped(path: Path, shape: tuple[int, ...], dtype: str) -> tuple[np.nd
     """A memory-mapped array, and whether it is new: the existing one when it fits, else one of zeros."""
     if path.is_file():
         try:
-            array = np.lib.format.open_memmap(path, mode="r+")
+            # Reading first: opened for writing, a file that was cut short would silently be filled up with zeros.
+            array = np.load(path, mmap_mode="r")
             if array.shape == shape and array.dtype == np.dtype(dtype):
-                return array, False
+                return np.lib.format.open_memmap(path, mode="r+"), False
         except (ValueError, OSError):  # cut short or damaged: made again
             pass
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape), True
@@ -166,10 +179,7 @@ def attacked_set(
     Raises:
         UserError: an unknown attack, an empty list, or a folder that cannot be written.
     """
-    if not config.attacks or not config.budgets or not config.labels or config.rows < 1:
-        raise UserError("an attacked set needs at least one attack, one budget, one kind of labels and one row")
-    chunk_size = max(1, min(CHUNK, config.rows // len(config.attacks)))
-    specs = _specs(config, chunk_size)
+    chunk_size, specs = plan(config)
     key = fingerprint(classifier, asdict(config), images.index.tolist())
     folder = data_root(root) / "attacked" / f"{name}-{key}"
     generator = torch.Generator().manual_seed(config.seed)

@@ -13,6 +13,7 @@ from gandefense.data import sources
 from gandefense.data.batches import Images, check_images, to_float
 from gandefense.errors import UserError
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 SPLIT_SEED = 20220203  # fixes which training images are held out; never change it, or validation images leak
 
 
@@ -83,8 +84,10 @@ def _limited(data: Images, limit: int | None, seed: int) -> Images:
     """The first `limit` images after a seeded shuffle; all of them, in order, without a limit."""
     if limit is None:
         return data
-    if limit < 1 or seed < 0:
-        raise UserError(f"data.limit must be at least 1 and the seed not negative, got {limit} and {seed}")
+    if limit < 1:
+        raise UserError(f"data.limit must be at least 1, got {limit}")
+    if seed < 0:
+        raise UserError(f"the seed must not be negative, got {seed}")
     chosen = torch.from_numpy(np.random.default_rng(seed).permutation(len(data.labels))[:limit])
     return Images(*(part[chosen] for part in data))
 
@@ -117,10 +120,10 @@ def read_file(path: str, dataset: Dataset) -> Images:
         raise UserError(f"data.file {path}: {error}") from None
     if images.shape[2:] != (dataset.size, dataset.size):
         raise UserError(f"data.file {path}: expected {dataset.size}×{dataset.size} pixels, got {tuple(images.shape[2:])}")
-    integer = not labels.is_floating_point() and labels.dtype != torch.bool
-    if not integer or labels.shape != (len(images),) or not len(images):
+    if labels.dtype not in INTEGERS or labels.shape != (len(images),) or not len(images):
         raise UserError(f"data.file {path}: expected one integer label per image, got {labels.dtype} {tuple(labels.shape)}")
+    labels = labels.long()
     if labels.min() < 0 or labels.max() >= len(dataset.classes):
         raise UserError(f"data.file {path}: labels must lie in 0 … {len(dataset.classes) - 1}")
     images = images if images.dtype == torch.uint8 else images.float().clamp(0, 1)
-    return Images(images, labels.long(), torch.arange(len(labels)))
+    return Images(images, labels, torch.arange(len(labels)))

@@ -23,7 +23,7 @@ from gandefense.evaluation.records import classifier_key, gray_key, validation_k
 from gandefense.evaluation.settings import NO_RESTORER, AttackEntry, EvaluateConfig, WhiteBoxConfig, resolve
 from gandefense.evaluation.tables import Cell, Outcome
 from gandefense.files import locked, write_text
-from gandefense.training.run import choose_device
+from gandefense.training.state import choose_device
 
 __all__ = ["AttackEntry", "EvaluateConfig", "WhiteBoxConfig", "evaluate"]
 

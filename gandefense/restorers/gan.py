@@ -115,6 +115,7 @@ class GANRestorer(Restorer):
                 settled = (regenerated - previous).abs().mean((1, 2, 3)) < self.tolerance
                 goes_on = ~(settled & (self.networks.detect(regenerated) <= self.threshold)) if len(active) else settled
             active, previous = active[goes_on], regenerated[goes_on]
+            regenerated = previous
             if len(active):
                 regenerated = self.networks(previous, constant_level=constant_level).regenerated
                 restored = restored.index_copy(0, active, regenerated)

@@ -74,7 +74,10 @@ def train(config: ClassifierConfig) -> Path:
     device = choose_device(config.run.device)
     data = datasets.describe(config.data.name)
     check_settings(config.run)
-    require({f"train.{name}": getattr(options, name) for name in ("batch_size", "epochs", "learning_rate")})
+    require(
+        counts={"train.batch_size": options.batch_size},
+        positive={"train.epochs": options.epochs, "train.learning_rate": options.learning_rate},
+    )
     autocast(device, config.run.precision)
     seed_everything(config.run.seed)
     images = datasets.load(config.data, "train", seed=config.run.seed)

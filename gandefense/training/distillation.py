@@ -19,7 +19,7 @@ from gandefense.training.state import autocast
 class StudentConfig:
     """Phase 1, defensive distillation: the student learns the teacher's soft labels, on attacked images."""
 
-    steps: int = 800
+    steps: int = 600  # 0: the student stays as it starts
     batch_size: int = 128
     learning_rate: float = 0.02  # peak, SGD with momentum 0.9
     temperature: float = 4.0  # of teacher and student (Papernot et al. 2016); the student answers at temperature 1

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gandefense import classifiers, zoo
-from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint
+from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan
 from gandefense.attacks.noise import gaussian_signed
 from gandefense.attacks.random_step import perturbation_level, random_step
 from gandefense.config import DataConfig, RunConfig
@@ -123,14 +123,21 @@ def train(config: GANConfig) -> Path:
     data = datasets.describe(config.data.name)
     check_settings(config.run)
     require(
-        {f"train.{name}": getattr(options, name) for name in ("steps", "batch_size", "learning_rate")}
-        | {f"distil.{name}": getattr(config.distil, name) for name in ("steps", "batch_size", "temperature")}
-        | {"loss.r1_every": weights.r1_every, "loop.rounds": config.loop.rounds},
+        counts={
+            "train.steps": options.steps,
+            "train.batch_size": options.batch_size,
+            "distil.batch_size": config.distil.batch_size,
+            "loss.r1_every": weights.r1_every,
+            "loop.rounds": config.loop.rounds,
+            "validation_rows": config.validation_rows,
+        },
+        positive={"train.learning_rate": options.learning_rate, "distil.temperature": config.distil.temperature},
         fractions={"loop.false_positive_rate": config.loop.false_positive_rate},
     )
     if options.noise_share + options.random_step_share + options.replay_share > 1:
         raise UserError("train.noise_share, random_step_share and replay_share together exceed 1")
     autocast(device, config.run.precision)
+    plan(config.attacked)
     seed_everything(config.run.seed)
     lpips = _lpips(device) if weights.lpips > 0 else None
     teacher = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
@@ -266,7 +273,8 @@ def train(config: GANConfig) -> Path:
             discriminator.requires_grad_(True)
             # Every other image of each, because the batch's order tells how an image was perturbed.
             fake = torch.cat([made.regenerated.detach()[::2], batch[1::2]])
-            fake = fake[torch.cat([judged[::2], is_attacked[1::2]]) > 0]
+            counts = torch.cat([judged[::2], is_attacked[1::2]]) > 0
+            fake = fake[counts] if counts.any() else fake
             with autocast(device, config.run.precision):
                 real_score = discriminator(clean.contiguous(memory_format=torch.channels_last))
                 discriminator_total = discriminator_loss(
@@ -294,7 +302,7 @@ def train(config: GANConfig) -> Path:
                 discriminator_real=real_score.mean(),
                 discriminator_fake=fake_score.mean(),
                 pixel_error=(made.regenerated - clean).abs().mean() * 255,
-                accuracy=((logits.argmax(1) == labels).float() * judged).sum() / judged.sum(),
+                accuracy=((logits.argmax(1) == labels).float() * judged).sum() / judged.sum().clamp(min=1),
                 code_activation=networks.ismn.encoder.code.mean_activation.mean(),
             )
             if run.step % config.run.log_every == 0 or step + 1 == options.steps:

@@ -254,12 +254,14 @@ def check_finite(means: Means, run: Run) -> None:
     """Stop a run whose loss is no longer a number, before a checkpoint keeps it; raises UserError."""
     for name, total in means.sums.items():
         if name.startswith("loss") and not torch.isfinite(total):
-            raise UserError(f"train/{name} became {total.item()} at step {run.step} of {run.folder}; {NOT_FINITE}")
+            raise UserError(
+                f"the {name.replace('_', ' ')} became {total.item()} at step {run.step} of {run.folder}; {NOT_FINITE}"
+            )
 
 
 def check_settings(settings: RunConfig) -> None:
     """Raise UserError for a run setting out of range."""
-    require({f"run.{name}": getattr(settings, name) for name in ("log_every", "image_every", "checkpoint_every")})
+    require(counts={f"run.{name}": getattr(settings, name) for name in ("log_every", "image_every", "checkpoint_every")})
 
 
 def open_run(kind: str, config: Any, settings: RunConfig, resume: str | None) -> Run:

@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"device {name!r} cannot train; known: auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA device(s); use device=cpu")
+        raise UserError(f"device {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use device=cpu")
     return device
 
 
@@ -72,8 +72,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def require(positive: dict[str, float] | None = None, *, fractions: dict[str, float] | None = None) -> None:
-    """Raise UserError unless every named value is positive, and every named fraction lies strictly between 0 and 1."""
+def require(
+    *,
+    counts: dict[str, int] | None = None,
+    positive: dict[str, float] | None = None,
+    fractions: dict[str, float] | None = None,
+) -> None:
+    """Raise UserError unless every count is at least 1, every `positive` above 0, every fraction strictly between 0 and 1."""
+    for name, value in (counts or {}).items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
     for name, value in (positive or {}).items():
         if not value > 0:
             raise UserError(f"{name} must be positive, got {value}")

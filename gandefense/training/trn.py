@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gandefense import zoo
-from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint
+from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint, plan
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
@@ -102,12 +102,14 @@ def train(config: TRNConfig) -> Path:
     data = datasets.describe(config.data.name)
     check_settings(config.run)
     require(
-        {f"train.{name}": getattr(options, name) for name in ("steps", "batch_size", "learning_rate")},
+        counts={"train.steps": options.steps, "train.batch_size": options.batch_size, "validation_rows": config.validation_rows},
+        positive={"train.learning_rate": options.learning_rate},
         fractions={"false_positive_rate": config.false_positive_rate},
     )
     if config.network.top_k is not None and not 1 <= config.network.top_k <= len(data.classes):
-        raise UserError(f"network.top_k must lie in 1 … {len(data.classes)}, got {config.network.top_k}")
+        raise UserError(f"network.top_k lies between 1 and the {len(data.classes)} classes, got {config.network.top_k}")
     autocast(device, config.run.precision)
+    plan(config.attacked)
     seed_everything(config.run.seed)
     classifier = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
     images = datasets.load(config.data, "train", seed=config.run.seed)

@@ -18,7 +18,9 @@ from torch import nn
 from gandefense.config import RunConfig, build
 from gandefense.errors import UserError
 from gandefense.training import run as training_run
-from gandefense.training.run import Run, check_finite, choose_device, exponential_average, open_run
+from gandefense.training import state as training_state
+from gandefense.training.run import Run, check_finite, open_run
+from gandefense.training.state import Means, choose_device, exponential_average, seed_everything
 from gandefense.weights_io import load_weights
 
 
@@ -61,6 +63,7 @@ def _flat(value: object, path: str = "") -> dict[str, object]:
 
 
 def _resumed(run: Run, config: Example) -> Run:
+    run.close()  # one process would hold the folder, so another could not
     return Run.resume(run.folder, "example", config, config.run)
 
 
@@ -91,14 +94,13 @@ def test_runs_that_start_together_get_folders_of_their_own(config: Example) -> N
 def test_a_folder_that_cannot_be_made_is_one_line(config: Example, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     config.run.folder = str(tmp_path / "file")
-    with pytest.raises(UserError, match="cannot make a run folder in"):
+    with pytest.raises(UserError, match="cannot make a folder in"):
         Run.start("example", config, config.run)
 
 
-def test_the_seed_decides_what_is_drawn(config: Example) -> None:
+def test_the_seed_decides_what_is_drawn() -> None:
     def draw(seed: int) -> tuple:
-        config.run.seed = seed
-        Run.start("example", config, config.run)
+        seed_everything(seed)
         return random.random(), np.random.random(), torch.rand(1).item()
 
     assert draw(5) == draw(5)
@@ -151,9 +153,9 @@ def test_a_checkpoint_holds_tensors_and_plain_containers_only(run: Run) -> None:
 
 def test_random_states_round_trip() -> None:
     np.random.normal()  # leaves a second draw waiting inside numpy's generator
-    states = training_run.random_states()
+    states = training_state.random_states()
     first = (random.random(), np.random.normal(), np.random.random(), torch.randn(2).tolist())
-    training_run.restore_random_states(states)
+    training_state.restore_random_states(states)
     assert (random.random(), np.random.normal(), np.random.random(), torch.randn(2).tolist()) == first
 
 
@@ -283,10 +285,40 @@ def test_checkpoints_are_due_every_so_many_steps(run: Run, every: int) -> None:
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_no_number_stops_the_run(run: Run, loss: float) -> None:
-    check_finite(torch.tensor(1.0), run)
+    means = Means()
+    means.add(loss=torch.tensor(1.0), accuracy=torch.tensor(float("nan")))
+    check_finite(means, run)
     run.step = 12
-    with pytest.raises(UserError, match=r"at step 12 of .*00000-example"):
-        check_finite(torch.tensor(loss), run)
+    means.add(loss=torch.tensor(loss))
+    with pytest.raises(UserError, match=r"the loss became .* at step 12 of .*00000-example"):
+        check_finite(means, run)
+
+
+def test_means_are_taken_over_the_steps_since_the_last_time() -> None:
+    means = Means()
+    for value in (1.0, 2.0, 6.0):
+        means.add(loss=torch.tensor(value))
+    assert (means.steps, means.take()) == (3, {"train/loss": 3.0})
+    means.add(loss=torch.tensor(5.0))
+    assert means.take("student/") == {"student/loss": 5.0}
+
+
+def test_weights_that_are_no_numbers_are_never_saved(run: Run) -> None:
+    parts = _parts()
+    run.restore(**parts)
+    run.save()
+    before = (run.folder / "checkpoint.pt").read_bytes()
+    parts["network"][0].weight.data[0, 0] = float("inf")
+    with pytest.raises(UserError, match="weights of network are no longer finite"):
+        run.save()
+    assert (run.folder / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_second_process_is_refused_and_a_closed_run_is_free(run: Run, config: Example) -> None:
+    with pytest.raises(UserError, match="in use by another process"):
+        Run.resume(run.folder, "example", config, config.run)
+    run.close()
+    Run.resume(run.folder, "example", config, config.run).close()
 
 
 def test_the_average_follows_the_network_and_its_buffers() -> None:
@@ -296,8 +328,15 @@ def test_the_average_follows_the_network_and_its_buffers() -> None:
     network.weight.data.fill_(5.0)
     network.running_mean.fill_(4.0)
     average.update_parameters(network)
-    assert average.module.weight.item() == pytest.approx(0.75 * 1 + 0.25 * 5)
-    assert average.module.running_mean.item() == pytest.approx(0.25 * 4)
+    decay = min(0.75, (1 + 1) / (10 + 1))  # warmed up
+    assert average.module.weight.item() == pytest.approx(decay * 1 + (1 - decay) * 5)
+    assert average.module.running_mean.item() == pytest.approx((1 - decay) * 4)
+    for _ in range(40):
+        average.update_parameters(network)
+    network.weight.data.fill_(9.0)
+    before = average.module.weight.item()
+    average.update_parameters(network)
+    assert average.module.weight.item() == pytest.approx(0.75 * before + 0.25 * 9, rel=1e-5), "full decay later on"
 
 
 def test_devices() -> None:
@@ -306,19 +345,19 @@ def test_devices() -> None:
     with pytest.raises(UserError, match="unknown device 'gpu'; known: auto, cpu, cuda, cuda:N"):
         choose_device("gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="torch sees no CUDA device"):
+        with pytest.raises(UserError, match="torch sees 0 CUDA device"):
             choose_device("cuda:1")
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
 def test_precision(precision: str, dtype: torch.dtype) -> None:
-    with training_run.autocast(torch.device("cpu"), precision):
+    with training_state.autocast(torch.device("cpu"), precision):
         assert nn.Linear(2, 2)(torch.rand(1, 2)).dtype == dtype
 
 
 def test_unknown_precision() -> None:
     with pytest.raises(UserError, match="unknown precision 'fp16'; known: bf16, float32"):
-        training_run.autocast(torch.device("cpu"), "fp16")
+        training_state.autocast(torch.device("cpu"), "fp16")
 
 
 def test_open_run_makes_or_opens(config: Example, capsys: pytest.CaptureFixture[str]) -> None:
