@@ -14,6 +14,7 @@ from gandefense.errors import UserError
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "resnet9": lambda data, **options: ShallowResNet(**options, residual_stages=(0, 2)),
     "resnet11": lambda data, **options: ShallowResNet(**options),
+    "resnet11_max": lambda data, **options: ShallowResNet(**options, pooling="max"),
     "resnet11_wide": lambda data, **options: ShallowResNet(**options, widths=(64, 128, 256, 512)),
     "resnet18": lambda data, **options: resnet18(**options),
     "wrn_16_2": lambda data, **options: wide_resnet(depth=16, width=2, **options),

@@ -39,7 +39,7 @@ class GANNetworks(nn.Module):
         norm: see layers.NORMS.
     """
 
-    def __init__(self, *, channels: int, size: int, ismn: str = "full", width: int = 24, norm: str = "batch") -> None:
+    def __init__(self, *, channels: int, size: int, ismn: str = "full", width: int = 24, norm: str = "group") -> None:
         super().__init__()
         if ismn not in ISMNS:
             raise UserError(f"unknown ISMN {ismn!r}; known: {', '.join(ISMNS)}")

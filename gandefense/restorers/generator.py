@@ -37,7 +37,7 @@ class Generator(nn.Module):
         norm: see layers.NORMS.
     """
 
-    def __init__(self, *, channels: int, size: int, width: int = 24, code: int = 128, norm: str = "batch") -> None:
+    def __init__(self, *, channels: int, size: int, width: int = 24, code: int = 128, norm: str = "group") -> None:
         super().__init__()
         depth = max(1, min(6, (size // 8).bit_length() - 1))
         widths = [min(width * 2**i, width * 8) for i in range(depth + 1)]

@@ -9,8 +9,8 @@ from torch import nn
 from gandefense.errors import UserError
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm2d,  # fast on CPUs; for batches of small images
-    "group": lambda channels: nn.GroupNorm(8, channels),  # independent of the batch; for few large images
+    "group": lambda channels: nn.GroupNorm(8, channels),  # what an image becomes does not depend on the rest of its batch
+    "batch": nn.BatchNorm2d,  # faster on CPUs; averaged weights suffer from its running statistics
 }
 
 

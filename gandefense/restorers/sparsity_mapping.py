@@ -95,7 +95,7 @@ class PaperISMN(nn.Module):
     comparison. The sparsity map is the mean size of the difference, scaled to [0, 1].
     """
 
-    def __init__(self, *, channels: int, size: int, norm: str = "batch") -> None:
+    def __init__(self, *, channels: int, size: int, norm: str = "group") -> None:
         super().__init__()
         self.encoder = Encoder(channels)
         self.smallest = max(1, size // 16)
@@ -120,7 +120,7 @@ class FullISMN(nn.Module):
     resolution. Starts as the identity.
     """
 
-    def __init__(self, *, channels: int, size: int, width: int = 24, norm: str = "batch") -> None:
+    def __init__(self, *, channels: int, size: int, width: int = 24, norm: str = "group") -> None:
         super().__init__()
         self.encoder = Encoder(channels)
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(0.2))

@@ -29,7 +29,7 @@ class FusionBlock(nn.Module):
     result is added to each. The residual branches start at zero, so that any number of blocks can be stacked.
     """
 
-    def __init__(self, width: int, *, norm: str = "batch") -> None:
+    def __init__(self, width: int, *, norm: str = "group") -> None:
         super().__init__()
         self.image_conv, self.image_norm = _convolution(width, width), norm_layer(norm, width)
         self.maps_conv, self.maps_norm = _convolution(width, width), norm_layer(norm, width)
@@ -63,7 +63,7 @@ class TwoStreamRestorationNetwork(nn.Module):
     """
 
     def __init__(
-        self, *, channels: int, labels: int, width: int = 32, blocks: int = 4, streams: str = "both", norm: str = "batch"
+        self, *, channels: int, labels: int, width: int = 32, blocks: int = 4, streams: str = "both", norm: str = "group"
     ) -> None:
         super().__init__()
         if streams not in STREAMS:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gandefense import classifiers
+from gandefense import classifiers, zoo
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import augmentation, batch_indices, batches, to_float
@@ -23,6 +23,7 @@ from gandefense.training.state import (
     require,
     seed_everything,
 )
+from gandefense.weights_io import fill, load_weights
 
 
 @dataclass
@@ -47,6 +48,7 @@ class ClassifierConfig:
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
     architecture: str = "resnet11"
+    start: str | None = None  # weights to start from: a run folder or safetensors file of fitting shapes; None: random
     train: OptimiserConfig = field(default_factory=OptimiserConfig)
     resume: str | None = None
 
@@ -83,6 +85,9 @@ def train(config: ClassifierConfig) -> Path:
     images = datasets.load(config.data, "train", seed=config.run.seed)
     validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
     network = classifiers.build(config.architecture, data).to(device, memory_format=torch.channels_last)
+    if config.start is not None:
+        path = zoo.find(config.start)
+        fill(network, load_weights(path)[0], source=path)
     average = exponential_average(network, options.ema_decay)
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]

@@ -41,7 +41,7 @@ class GANNetworkConfig:
     """The networks, see GANNetworks and Discriminator."""
 
     ismn: str = "full"  # full, or paper: the tables to the letter
-    norm: str = "batch"  # batch for many small images, group for few large ones
+    norm: str = "group"  # see layers.NORMS
     width: int = 24  # generator's channels at full resolution
     discriminator_width: int = 32
 
