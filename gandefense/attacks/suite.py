@@ -54,7 +54,7 @@ class AttackSpec:
 
     def title(self) -> str:
         """A short name for tables, such as "pgd-20"."""
-        iterative = self.attack in ("bim", "pgd", "mim")
+        iterative = self.attack in MANY_STEPS
         leak = "" if self.labels == "true" else f" ({self.labels})"
         return f"{self.attack}{f'-{self.steps}' if iterative else ''}{leak}"
 
@@ -95,6 +95,7 @@ ATTACKS: dict[str, Callable[[AttackSpec], Any]] = {
     # momentum 1, eps / 10 a step (Dong et al. 2018)
     "mim": lambda s: MomentumIterative(steps=s.steps, abs_stepsize=s.step(), momentum=1.0),
 }
+ONE_STEP, MANY_STEPS = ("fgsm", "ffgsm"), ("bim", "pgd", "mim")
 STEP_SHARES = {"fgsm": 1.0, "ffgsm": 1.25, "bim": 0.1, "pgd": 0.25, "mim": 0.1}  # of eps, where no step size is given
 
 

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gandefense.attacks.suite import frozen
+from gandefense.attacks.suite import MANY_STEPS, ONE_STEP, frozen
 from gandefense.evaluation.settings import NO_RESTORER
 
 ZERO_GRADIENT_LIMIT = 0.05  # more exact zeros than this blind an attack noticeably
 FEW_IMAGES = 1000  # below this, 95 % intervals are wider than about ±3 points
-ONE_STEP, MANY_STEPS = ("fgsm", "ffgsm"), ("bim", "pgd", "mim")
 
 Finding = dict[str, Any]  # "name", "fired", "text"
 Figure = dict[str, Any]  # at least "accuracy" and "ci95"

@@ -8,6 +8,7 @@ from typing import Any
 from gandefense.attacks.threats import THREATS, VIEWS
 from gandefense.evaluation.checks import percent
 from gandefense.evaluation.settings import NO_RESTORER
+from gandefense.evaluation.tables import MISSING
 
 UNKNOWN = "–"
 
@@ -164,7 +165,7 @@ def restoration_table(results: dict[str, Any]) -> Table:
         for entry in entries:
             before, after = entry["attacked"] or {}, entry["restored"]
             pairs = [
-                f"{number(before.get(name), digits)} → {number(after[name], digits)}" if after[name] != "missing" else "missing"
+                f"{number(before.get(name), digits)} → {number(after[name], digits)}" if after[name] != MISSING else MISSING
                 for name, digits in (("psnr", 2), ("ssim", 3), ("lpips", 3))
             ]
             rows.append([restorer, entry["title"], budget(entry), _view(entry), str(entry["n"]), *pairs])

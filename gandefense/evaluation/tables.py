@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gandefense.attacks.suite import AttackSpec
+from gandefense.attacks.suite import ONE_STEP, AttackSpec
 from gandefense.evaluation import metrics
 from gandefense.evaluation.settings import NO_RESTORER
 
 LEAST_FOR_DETECTION = 10  # fewer attacked images say nothing about a detector
-ONE_STEP = ("fgsm", "ffgsm")
 MISSING = "missing"  # stands where LPIPS would, on machines without its backbone
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import gandefense
+from gandefense.config import DataConfig
+from gandefense.data import datasets
 from gandefense.errors import UserError
 from gandefense.evaluation import evaluator, measurement, metrics
 from gandefense.evaluation.evaluator import EvaluateConfig
@@ -60,7 +62,9 @@ def test_results_are_whole_and_consistent(settings: dict[str, Any], networks: Ne
     assert json.loads((folder / "results.json").read_text()) == results
     assert "NaN" not in (folder / "results.json").read_text()
     assert results["schema"] == 1
-    assert results["data"] == {"name": "cifar10", "split": "test", "n": LIMIT, "seed": 0, "validation_n": LIMIT}
+    held_out = len(datasets.load(DataConfig(), "validation").labels)
+    wanted = {"name": "cifar10", "split": "test", "file": None, "n": LIMIT, "seed": 0, "validation_n": held_out}
+    assert results["data"] == wanted
     rows = {(row["restorer"], row["threat"], row["view"], row["title"]): row for row in results["rows"]}
     assert len(rows) == len(results["rows"]) == 2 * (1 + len(GRAY) + 2)
 

@@ -31,7 +31,7 @@ COST = {
 }
 COST |= {"forward_passes": 2.0, "backward_passes": 10.0, "peak_memory_bytes": None}
 RESULTS: dict[str, Any] = {
-    "data": {"name": "cifar10", "n": 4},
+    "data": {"name": "cifar10", "file": None, "n": 4},
     "classifier": {"name": "c", "parameters": 2000, "accuracy": 1.0, "ci95": [0.5, 1.0]},
     "rows": [ROW, {**ROW, "title": "pgd-20", "attack": "pgd", "eps": 8 / 255, "steps": 20, "accuracy": 0.5}],
     "worst_case": {NAME: {"gray_box": {"accuracy": 0.5, "ci95": [0.15, 0.85]}}},
