@@ -43,10 +43,12 @@ def main(arguments: list[str]) -> None:
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > LARGEST:
         tensors = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
     target = zoo.WEIGHTS / f"{name}.safetensors"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    results = read_results(options["results"], name, target) if "results" in options else None
+    stored = is_stored(target, tensors, description)
+    results = read_results(options["results"], name, target if stored else None) if "results" in options else None
 
-    save_weights(target, tensors, description)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not stored:  # what is stored stays, byte for byte: results name it by its hash
+        save_weights(target, tensors, description)
     defended = zoo.load(name)
     own = defended.classifier if description["kind"] == "classifier" else defended.restorer
     without = None if description["kind"] == "classifier" else defended.classifier
@@ -77,7 +79,18 @@ def portable(description: dict) -> dict:
     return {**description, "config": config}
 
 
-def read_results(path: str, name: str, weights: Path) -> dict:
+def is_stored(path: Path, tensors: dict, description: dict) -> bool:
+    """Whether a weights file already holds just this; safetensors may write the same contents in other bytes."""
+    try:
+        found, about = load_weights(path)
+    except UserError:
+        return False
+    wanted = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
+    same = about == json.loads(json.dumps(description)) and found.keys() == wanted.keys()
+    return same and all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+
+
+def read_results(path: str, name: str, weights: Path | None) -> dict:
     """What a results.json says of one network: its rows, and how they were made.
 
     Raises:
@@ -87,16 +100,17 @@ def read_results(path: str, name: str, weights: Path) -> dict:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
         measured = results["made"]["weights"].get(name)
         about = {key: results["made"][key] for key in ("command", "versions", "seed", "date")}
-    except (OSError, ValueError, KeyError, AttributeError):
+        classifier, found = results["classifier"], results["rows"]
+        wanted = "none" if classifier["name"] == name else name
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is no results.json of an evaluation") from None
-    if not weights.is_file() or measured != file_hash(weights):
+    if weights is None or measured != file_hash(weights):
         raise UserError(f"{path} does not measure the published {name}: publish it, evaluate it by that name, then publish again")
     keys = ("threat", "attack", "view", "eps", "steps", "n", "accuracy", "ci95", "undefended_accuracy")
-    wanted = "none" if results["classifier"]["name"] == name else name
-    rows = [{key: row.get(key) for key in keys} for row in results["rows"] if row["restorer"] == wanted]
+    rows = [{key: row.get(key) for key in keys} for row in found if row["restorer"] == wanted]
     if not rows:
         raise UserError(f"{path} has no row of {name}")
-    return {"classifier": results["classifier"], "rows": rows, "made": about}
+    return {"classifier": classifier, "rows": rows, "made": about}
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def memory_mapped(path: Path, shape: tuple[int, ...], dtype: str) -> tuple[np.nd
     if path.is_file():
         try:
             # Reading first: opened for writing, a file that was cut short would silently be filled up with zeros.
-            array = np.load(path, mmap_mode="r")
+            array = np.lib.format.open_memmap(path, mode="r")
             if array.shape == shape and array.dtype == np.dtype(dtype):
                 return np.lib.format.open_memmap(path, mode="r+"), False
         except (ValueError, OSError):  # cut short or damaged: made again

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import platform
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,7 +123,9 @@ class Run:
         path = self.folder / "checkpoint.pt"
         if path.is_file():
             try:
-                saved = torch.load(path, map_location="cpu", weights_only=True)
+                with warnings.catch_warnings():  # torch's remarks on a foreign file help nobody
+                    warnings.simplefilter("ignore")
+                    saved = torch.load(path, map_location="cpu", weights_only=True)
                 if saved["kind"] != self.kind or set(saved["parts"]) != set(parts):
                     raise KeyError("parts")
                 for name, part in parts.items():
@@ -130,6 +134,8 @@ class Run:
                 restore_random_states(saved["random"])
             except Exception as error:  # torch.load fails in many ways on a damaged file
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                if isinstance(error, pickle.UnpicklingError):  # torch would advise to load it with the code in it
+                    reason = "it does not hold tensors and plain values alone"
                 raise UserError(
                     f"{path} is damaged or of another run ({reason[:150]}); move it away to start this run from step 0"
                 ) from None

@@ -58,7 +58,7 @@ def test_an_image_is_restored_the_same_alone_and_in_a_batch(images: Tensor, maps
 
 
 def test_an_unknown_norm_is_refused() -> None:
-    with pytest.raises(UserError, match=r"unknown norm 'layer'; known: batch, group"):
+    with pytest.raises(UserError, match=r"unknown norm 'layer'; known: group, batch"):
         _network(norm="layer")
 
 

@@ -362,6 +362,7 @@ def test_unknown_precision() -> None:
 
 def test_open_run_makes_or_opens(config: Example, capsys: pytest.CaptureFixture[str]) -> None:
     made = open_run("example", config, config.run, None)
+    made.close()
     opened = open_run("example", config, config.run, str(made.folder))
     assert opened.folder == made.folder
     first, second = capsys.readouterr().out.splitlines()
