@@ -74,10 +74,10 @@ class GANTrainConfig:
     learning_rate: float = 1.5e-3  # peak, Adam; ISMN, perturbation classifier, generator
     discriminator_rate: float = 2e-4  # Adam with β₁ = 0
     warmup: int = 100
-    noise_share: float = 0.35  # of a batch: Gaussian noise, level uniform in (0, noise_level]
+    noise_share: float = 0.25  # of a batch: Gaussian noise, level uniform in (0, noise_level]
     noise_level: float = 0.5  # on the [-1, 1] scale
     random_step_share: float = 0.05  # of a batch: eq. (2), a random vector plus a randomised gradient step
-    replay_share: float = 0.08  # of a batch: earlier regenerated images, so that a second round does no harm
+    replay_share: float = 0.06  # of a batch: earlier regenerated images, so that a second round does no harm
     ema_decay: float = 0.998
     gradient_clip: float = 5.0
 
