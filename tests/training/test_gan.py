@@ -77,7 +77,15 @@ def settings(_small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 validation_rows=96,
                 network=GANNetworkConfig(width=8, discriminator_width=4),
                 distil=StudentConfig(steps=distil, batch_size=16),
-                train=GANTrainConfig(steps=steps, batch_size=13, learning_rate=3e-3, warmup=3, ema_decay=0.8),
+                train=GANTrainConfig(
+                    steps=steps,
+                    batch_size=13,
+                    learning_rate=3e-3,
+                    warmup=3,
+                    ema_decay=0.8,
+                    noise_share=0.35,
+                    replay_share=0.08,
+                ),
                 loss=LossConfig(class_ramp=4, r1_every=4),
             )
 
@@ -281,7 +289,7 @@ def test_rows_without_clean_ones_validate_on_what_there_is(settings: Callable[..
         ("loop.rounds", 0, "loop.rounds must be at least 1, got 0"),
         ("loop.false_positive_rate", 0.0, "loop.false_positive_rate must lie between 0 and 1, got 0.0"),
         ("distil.temperature", 0.0, "distil.temperature must be positive, got 0.0"),
-        ("train.replay_share", 0.7, "together exceed 1"),
+        ("train.replay_share", 0.9, "together exceed 1"),
         ("attacked.precision", "nonsense", "attacked.precision must be bf16 or float32, got 'nonsense'"),
         ("loss.lpips", 1.0, "loss.lpips > 0 needs LPIPS's AlexNet weights"),
     ],
