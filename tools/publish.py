@@ -76,6 +76,8 @@ def portable(description: dict) -> dict:
         for section, values in description.get("config", {}).items()
         if section != "resume"
     }
+    if config.get("start"):
+        config["start"] = Path(config["start"]).name  # the run, not where it lies
     return {**description, "config": config}
 
 
