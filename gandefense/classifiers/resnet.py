@@ -43,8 +43,8 @@ class ShallowResNet(nn.Module):
 
     The layout that D. Page made known in the DAWNBench competition (2018): a stem, three stages of convolution and max
     pooling, and a residual pair of convolutions after the stages named in `residual_stages`. Page's network ends in a
-    global maximum (`pooling="max"`), through which a gradient reaches one position a channel, so that attacks stall; the
-    mean is ours.
+    global maximum (`pooling="max"`), through which a gradient reaches one position a channel, and attacks may
+    stall; the mean is ours.
     """
 
     def __init__(

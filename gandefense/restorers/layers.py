@@ -10,7 +10,7 @@ from gandefense.errors import UserError
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: nn.GroupNorm(8, channels),  # what an image becomes does not depend on the rest of its batch
-    "batch": nn.BatchNorm2d,  # faster on CPUs; averaged weights suffer from its running statistics
+    "batch": nn.BatchNorm2d,  # faster on CPUs; its running statistics need not fit averaged weights
 }
 
 
