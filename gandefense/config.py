@@ -36,7 +36,7 @@ class RunConfig:
     name: str = "run"  # ends the run folder's name
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1 …
-    precision: str = "bf16"  # bf16 (autocast) or float32
+    precision: str = "auto"  # bf16 (autocast), float32, or auto: bf16 where the device computes in it
     log_every: int = 20  # steps between two lines of stats.jsonl
     image_every: int = 500  # steps between two image grids in TensorBoard
     checkpoint_every: int = 200  # steps between two checkpoints

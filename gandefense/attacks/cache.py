@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from gandefense.data.datasets import Images
 from gandefense.data.sources import data_root
 from gandefense.errors import UserError
 from gandefense.files import locked, print_interval, write_text
+from gandefense.precision import PRECISIONS, resolve
 
 CHUNK = 256  # images attacked at a time, all with one attack and one budget; fewer where there are few rows
 
@@ -33,7 +34,7 @@ class AttackedSetConfig:
     steps: int = 10  # of the iterative attacks
     labels: list[str] = field(default_factory=lambda: ["true"])  # see AttackSpec.labels; taken in turn after the budgets
     seed: int = 0
-    precision: str = "bf16"  # of the classifier while it is attacked (training data only; evaluation attacks in float32)
+    precision: str = "auto"  # of the classifier while it is attacked (training data only; evaluation attacks in float32)
 
 
 class _Autocast(nn.Module):
@@ -91,8 +92,8 @@ def plan(config: AttackedSetConfig) -> tuple[int, list[AttackSpec | None]]:
             for labels in config.labels:
                 if name != "none":
                     check_spec(AttackSpec(name, eps=eps, steps=config.steps, labels=labels))
-    if config.precision not in ("bf16", "float32"):
-        raise UserError(f"attacked.precision must be bf16 or float32, got {config.precision!r}")
+    if config.precision not in PRECISIONS:
+        raise UserError(f"attacked.precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, got {config.precision!r}")
     chunk_size = max(1, min(CHUNK, config.rows // len(config.attacks)))
     specs: list[AttackSpec | None] = []
     for chunk in range(-(-config.rows // chunk_size)):
@@ -180,6 +181,7 @@ def attacked_set(
         UserError: an unknown attack, an empty list, or a folder that cannot be written.
     """
     chunk_size, specs = plan(config)
+    config = replace(config, precision=resolve(device, config.precision))
     key = fingerprint(classifier, asdict(config), images.index.tolist())
     folder = data_root(root) / "attacked" / f"{name}-{key}"
     generator = torch.Generator().manual_seed(config.seed)

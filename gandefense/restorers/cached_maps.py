@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gandefense.attacks.cache import AttackedSet, memory_mapped, remaining_chunks
 from gandefense.attacks.suite import frozen
 from gandefense.files import locked
+from gandefense.precision import resolve
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
 
 
@@ -38,10 +39,11 @@ def cached_maps(
         attacked: the set; the maps are stored in its folder.
         classes: K, the classifier's number of logits.
         device: to compute on.
-        precision: "bf16" or "float32".
+        precision: see `gandefense.precision`.
         top_k: see `gradient_maps`.
     """
     labels = top_k or classes
+    precision = resolve(device, precision)
     folder = attacked.folder / f"maps-{labels if top_k is None else f'top{top_k}'}-{precision}"
     folder.mkdir(exist_ok=True)
     count, channels, height, width = attacked.attacked.shape

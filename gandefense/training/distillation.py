@@ -12,7 +12,7 @@ from gandefense.attacks.noise import gaussian_signed
 from gandefense.attacks.suite import frozen
 from gandefense.data import datasets
 from gandefense.data.batches import to_float
-from gandefense.training.state import autocast
+from gandefense.precision import autocast
 
 
 @dataclass

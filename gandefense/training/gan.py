@@ -18,6 +18,7 @@ from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import augmentation, batch_indices, to_float
 from gandefense.errors import UserError
+from gandefense.precision import autocast
 from gandefense.restorers.discriminator import Discriminator, discriminator_loss, generator_loss, r1_penalty
 from gandefense.restorers.gan import GANNetworks, GANRestorer
 from gandefense.training.classifier import accuracy
@@ -26,7 +27,6 @@ from gandefense.training.gan_validation import choose_threshold, grids, validate
 from gandefense.training.run import check_finite, check_settings, open_run
 from gandefense.training.state import (
     Means,
-    autocast,
     choose_device,
     exponential_average,
     require,
@@ -141,10 +141,11 @@ def train(config: GANConfig) -> Path:
     seed_everything(config.run.seed)
     lpips = _lpips(device) if weights.lpips > 0 else None
     teacher = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
-    teacher_kind = zoo.describe(config.classifier)["architecture"]
+    teacher_kind = zoo.describe(config.classifier).get("architecture")  # None for a user's own module
     images = datasets.load(config.data, "train", seed=config.run.seed)
     validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
     student_kind = teacher_kind if config.student == "same" else config.student
+    zoo.try_out(config.classifier, teacher, data, device)
     student = copy.deepcopy(teacher) if config.student == "same" else classifiers.build(student_kind, data)
     student = student.to(device, memory_format=torch.channels_last)
     shape = {

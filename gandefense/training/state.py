@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -28,13 +27,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use device=cpu")
     return device
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """bf16 autocast, or none for "float32"; raises UserError for another precision."""
-    if precision not in ("bf16", "float32"):
-        raise UserError(f"unknown precision {precision!r}; known: bf16, float32")
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def exponential_average(module: nn.Module, decay: float) -> AveragedModel:

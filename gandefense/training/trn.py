@@ -15,6 +15,7 @@ from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import batch_indices, to_float
 from gandefense.errors import UserError
+from gandefense.precision import autocast
 from gandefense.restorers.cached_maps import cached_maps
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
 from gandefense.restorers.trn import TRNRestorer, TwoStreamRestorationNetwork
@@ -22,7 +23,6 @@ from gandefense.training.distillation import clean_logits, distillation
 from gandefense.training.run import Run, check_finite, check_settings, open_run
 from gandefense.training.state import (
     Means,
-    autocast,
     choose_device,
     exponential_average,
     require,
@@ -112,6 +112,7 @@ def train(config: TRNConfig) -> Path:
     plan(config.attacked)
     seed_everything(config.run.seed)
     classifier = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
+    zoo.try_out(config.classifier, classifier, data, device)
     images = datasets.load(config.data, "train", seed=config.run.seed)
     validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
     shape = {

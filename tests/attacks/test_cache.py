@@ -201,7 +201,7 @@ def test_a_fingerprint_tells_names_values_and_parts_apart() -> None:
         ({"budgets": [8]}, "eps is in pixel units"),
         ({"labels": ["guessed"]}, "labels must be true, predicted or random_target"),
         ({"steps": 0}, "steps and restarts must be at least 1"),
-        ({"precision": "float16"}, "precision must be bf16 or float32, got 'float16'"),
+        ({"precision": "float16"}, "precision must be auto, bf16 or float32, got 'float16'"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(

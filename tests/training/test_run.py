@@ -349,17 +349,6 @@ def test_devices() -> None:
             choose_device("cuda:1")
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
-def test_precision(precision: str, dtype: torch.dtype) -> None:
-    with training_state.autocast(torch.device("cpu"), precision):
-        assert nn.Linear(2, 2)(torch.rand(1, 2)).dtype == dtype
-
-
-def test_unknown_precision() -> None:
-    with pytest.raises(UserError, match="unknown precision 'fp16'; known: bf16, float32"):
-        training_state.autocast(torch.device("cpu"), "fp16")
-
-
 def test_open_run_makes_or_opens(config: Example, capsys: pytest.CaptureFixture[str]) -> None:
     made = open_run("example", config, config.run, None)
     made.close()

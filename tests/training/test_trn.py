@@ -228,7 +228,7 @@ def test_few_validation_rows_leave_no_figure_that_is_no_number(settings: Callabl
         ("data.name", "nonsense", "unknown data set 'nonsense'"),
         ("data.limit", 0, "data.limit must be at least 1"),
         ("classifier", "nonsense", "unknown network 'nonsense'"),
-        ("attacked.precision", "nonsense", "attacked.precision must be bf16 or float32, got 'nonsense'"),
+        ("attacked.precision", "nonsense", "attacked.precision must be auto, bf16 or float32, got 'nonsense'"),
         ("attacked.attacks", ["fgsm", "nonsense"], "unknown attack 'nonsense'"),
         ("validation_rows", 0, "validation_rows must be at least 1, got 0"),
         ("train.learning_rate", -1.0, "train.learning_rate must be positive, got -1.0"),
