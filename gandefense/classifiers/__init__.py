@@ -13,6 +13,7 @@ from gandefense.errors import UserError
 
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "resnet9": lambda data, **options: ShallowResNet(**options, residual_stages=(0, 2)),
+    "resnet9_narrow": lambda data, **options: ShallowResNet(**options, widths=(16, 32, 64, 128), residual_stages=(0, 2)),
     "resnet11": lambda data, **options: ShallowResNet(**options),
     "resnet11_max": lambda data, **options: ShallowResNet(**options, pooling="max"),
     "resnet11_wide": lambda data, **options: ShallowResNet(**options, widths=(64, 128, 256, 512)),

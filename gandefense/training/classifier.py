@@ -1,4 +1,4 @@
-"""Standard training of a classifier, from top to bottom."""
+"""Training of a classifier, standard or adversarial, from top to bottom."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from gandefense import classifiers, zoo
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import augmentation, batch_indices, batches, to_float
+from gandefense.precision import autocast
+from gandefense.training import adversarial
+from gandefense.training.adversarial import AdversarialConfig
 from gandefense.training.run import check_finite, check_settings, open_run
 from gandefense.training.state import (
     Means,
-    autocast,
     choose_device,
     exponential_average,
     one_cycle,
@@ -39,6 +41,7 @@ class OptimiserConfig:
     label_smoothing: float = 0.1
     erase: float = 0.0  # probability of random erasing
     ema_decay: float = 0.998  # of the weights that are kept in the end
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
 
 
 @dataclass
@@ -72,7 +75,7 @@ def train(config: ClassifierConfig) -> Path:
     Raises:
         UserError: bad data, config or checkpoint, or a loss that is no longer finite.
     """
-    options = config.train
+    options, attacks = config.train, config.train.adversarial
     device = choose_device(config.run.device)
     data = datasets.describe(config.data.name)
     check_settings(config.run)
@@ -80,6 +83,7 @@ def train(config: ClassifierConfig) -> Path:
         counts={"train.batch_size": options.batch_size},
         positive={"train.epochs": options.epochs, "train.learning_rate": options.learning_rate},
     )
+    adversarial.check(options.adversarial)
     autocast(device, config.run.precision)
     seed_everything(config.run.seed)
     images = datasets.load(config.data, "train", seed=config.run.seed)
@@ -116,9 +120,16 @@ def train(config: ClassifierConfig) -> Path:
             chosen = batch_indices(len(images.labels), batch_size, step, config.run.seed)
             batch: Tensor = augment(to_float(images.images[chosen].to(device)))
             labels = images.labels[chosen].to(device)
+            batch = batch.contiguous(memory_format=torch.channels_last)
             with autocast(device, config.run.precision):
-                logits = network(batch.contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
+                if attacks.method == "none":
+                    loss = F.cross_entropy(network(batch).float(), labels, label_smoothing=options.label_smoothing)
+                else:
+                    attacked = adversarial.attacked_batch(network, batch, labels, attacks)
+                    loss = F.cross_entropy(network(attacked).float(), labels, label_smoothing=options.label_smoothing)
+                    if attacks.clean_weight > 0:
+                        clean = F.cross_entropy(network(batch).float(), labels, label_smoothing=options.label_smoothing)
+                        loss = attacks.clean_weight * clean + (1 - attacks.clean_weight) * loss
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -133,12 +144,26 @@ def train(config: ClassifierConfig) -> Path:
                 run.log({**means.take(), "train/learning_rate": optimiser.param_groups[0]["lr"]}, images=images_seen)
             if run.step % per_epoch == 0 or run.step == steps:
                 run.log({"validation/accuracy": accuracy(average.module, validation, device)})
+                if attacks.method != "none" and run.step < steps:  # the last one is measured below
+                    run.log(
+                        {"validation/robust_accuracy": adversarial.robust_accuracy(average.module, validation, attacks, device)}
+                    )
             if run.checkpoint_due():
                 check_finite(means, run)
                 run.save()
 
         measured = {"validation_accuracy": accuracy(average.module, validation, device), "validation_n": len(validation.labels)}
-        metadata = {"kind": "classifier", "architecture": config.architecture, "data": data.name, "measured": measured}
+        if attacks.method != "none":
+            robust = adversarial.robust_accuracy(average.module, validation, attacks, device)
+            run.log({"validation/robust_accuracy": robust})
+            measured["validation_robust_accuracy"] = robust
+        metadata = {
+            "kind": "classifier",
+            "adversarial": attacks.method,
+            "architecture": config.architecture,
+            "data": data.name,
+            "measured": measured,
+        }
         path = run.finish(average.module.state_dict(), metadata)
         print(f"validation accuracy {measured['validation_accuracy']:.4f} (n = {measured['validation_n']}); weights: {path}")
         return path

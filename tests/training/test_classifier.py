@@ -19,6 +19,8 @@ from gandefense import zoo
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.errors import UserError
+from gandefense.training import adversarial
+from gandefense.training.adversarial import AdversarialConfig
 from gandefense.training.classifier import ClassifierConfig, OptimiserConfig, accuracy, one_cycle, train
 from gandefense.training.run import Run
 from gandefense.weights_io import load_weights
@@ -57,6 +59,38 @@ def test_a_short_training_learns(config: Callable[..., ClassifierConfig]) -> Non
     assert measured["validation_n"] == 60
     assert measured["validation_accuracy"] == pytest.approx(accuracy(network, datasets.load(DataConfig(), "validation"), CPU))
     assert _log(path.parent, "validation/accuracy")[-1] == (70, measured["validation_accuracy"])
+
+
+def test_adversarial_training_keeps_more_under_attack(config: Callable[..., ClassifierConfig]) -> None:
+    kept, options = {}, AdversarialConfig(method="fgsm", eps=12 / 255, clean_weight=0.5, validation_images=60)
+    for method in ("none", "fgsm"):
+        settings = config(epochs=8)
+        settings.train.adversarial = dataclasses.replace(options, method=method)
+        path = train(settings)
+        validation = datasets.load(DataConfig(), "validation")
+        kept[method] = adversarial.robust_accuracy(zoo.load_classifier(path), validation, options, CPU)
+        metadata = load_weights(path)[1]
+        assert metadata["adversarial"] == method
+    assert metadata["measured"]["validation_robust_accuracy"] == pytest.approx(kept["fgsm"], abs=0.04)  # rounding
+    assert _log(path.parent, "validation/robust_accuracy")[-1] == (56, metadata["measured"]["validation_robust_accuracy"])
+    assert kept["fgsm"] > kept["none"] + 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "free"}, "unknown train.adversarial.method 'free'; known: none, fgsm"),
+        ({"eps": 8}, r"write 8/255\), got 8"),
+        ({"clean_weight": 1.5}, r"must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_bad_adversarial_settings_are_refused(
+    config: Callable[..., ClassifierConfig], change: dict[str, object], message: str
+) -> None:
+    settings = config()
+    settings.train.adversarial = AdversarialConfig(**change)
+    with pytest.raises(UserError, match=message):
+        train(settings)
 
 
 def test_bf16_trains_too(config: Callable[..., ClassifierConfig]) -> None:
