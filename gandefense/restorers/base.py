@@ -31,7 +31,7 @@ class Restoration(NamedTuple):
 
 
 class Restorer(nn.Module):
-    """A network that cleans images; subclasses implement `forward`, and `differentiable` where constants matter."""
+    """A network that cleans images; subclasses implement `forward`, and `scored` where views differ."""
 
     def forward(self, images: Tensor) -> Restoration:
         """Restore images (B, C, H, W) in [0, 1]."""
@@ -48,10 +48,17 @@ class Restorer(nn.Module):
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            view: "detached", "exact" or "smooth", see VIEWS. A restorer without gradient maps and hard decisions has
-                one gradient only, and need not override this.
+            view: "detached", "exact" or "smooth", see VIEWS.
         """
-        return self(images).images
+        return self.scored(images, view)[0]
+
+    def scored(self, images: Tensor, view: str) -> tuple[Tensor, Tensor]:
+        """Restored images (B, C, H, W) and detector scores (B,), both with a true gradient.
+
+        A restorer without gradient maps and hard decisions has one gradient only, and need not override this.
+        """
+        restoration = self(images)
+        return restoration.images, restoration.score
 
 
 class IdentityRestorer(Restorer):
@@ -64,20 +71,32 @@ class IdentityRestorer(Restorer):
 
 
 class View(nn.Module):
-    """What an attacker differentiates: images (B, C, H, W) in [0, 1] → logits (B, K)."""
+    """What an attacker differentiates: images (B, C, H, W) in [0, 1] → logits (B, K).
 
-    def __init__(self, defended: DefendedClassifier, name: str) -> None:
+    With a `detector`, a threshold and a spread of scores, a last column says how far the detector's score lies above its
+    threshold, in units of the spread: (B, K + 1), for the joint attack on classifier and detector.
+    """
+
+    def __init__(self, defended: DefendedClassifier, name: str, detector: tuple[float, float] | None = None) -> None:
         super().__init__()
         self.defended = defended
         self.name = name
+        self.detector = detector
 
     def forward(self, images: Tensor) -> Tensor:
         classifier, restorer = self.defended.classifier, self.defended.restorer
         if self.name == "oblivious":
             return classifier(images)
+        if self.detector is None:
+            if self.name == "straight_through":
+                return classifier(restorer.surrogate(images))
+            return classifier(restorer.differentiable(images, self.name))
+        # The identity says nothing of a score, so that its gradient is the detached one there.
+        restored, score = restorer.scored(images, "detached" if self.name == "straight_through" else self.name)
         if self.name == "straight_through":
-            return classifier(restorer.surrogate(images))
-        return classifier(restorer.differentiable(images, self.name))
+            restored = images + (restored - images).detach()
+        threshold, spread = self.detector
+        return torch.cat([classifier(restored), ((score - threshold) / spread).unsqueeze(1)], dim=1)
 
 
 class DefendedClassifier(nn.Module):
@@ -107,8 +126,8 @@ class DefendedClassifier(nn.Module):
         with torch.no_grad():
             return self.restorer(images)
 
-    def view(self, name: str) -> View:
-        """What an attacker differentiates; raises UserError for a name that is not in VIEWS."""
+    def view(self, name: str, detector: tuple[float, float] | None = None) -> View:
+        """What an attacker differentiates; raises UserError for a name that is not in VIEWS. `detector`: see `View`."""
         if name not in VIEWS:
             raise UserError(f"unknown view {name!r}; known: {', '.join(VIEWS)}")
-        return View(self, name).eval()
+        return View(self, name, detector).eval()

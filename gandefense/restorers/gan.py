@@ -90,8 +90,8 @@ class GANRestorer(Restorer):
         """Restore a batch; `maps` holds the sparsity map, what the ISMN left, and the image after each round."""
         return self._loop(images, constant_level=False)
 
-    def differentiable(self, images: Tensor, view: str) -> Tensor:
-        """Restored images with a gradient.
+    def scored(self, images: Tensor, view: str) -> tuple[Tensor, Tensor]:
+        """Restored images and attack logits with a gradient.
 
         The decisions are hard thresholds: their gradient is zero almost everywhere, in every view but `smooth`, which
         mixes image and restored image by a sigmoid of the attack logit. `detached` also holds the level constant.
@@ -99,8 +99,9 @@ class GANRestorer(Restorer):
         if view == "smooth":
             first = self.networks(images)
             share = torch.sigmoid((first.logit - self.threshold) / SOFTNESS).view(-1, 1, 1, 1)
-            return images + share * (first.regenerated - images)
-        return self._loop(images, constant_level=view == "detached").images
+            return images + share * (first.regenerated - images), first.logit
+        restoration = self._loop(images, constant_level=view == "detached")
+        return restoration.images, restoration.score
 
     def _loop(self, images: Tensor, *, constant_level: bool) -> Restoration:
         first = self.networks(images, constant_level=constant_level)

@@ -99,6 +99,12 @@ class TwoStreamRestorationNetwork(nn.Module):
         return (images + residual.to(images.dtype)).clamp(0, 1)
 
 
+def removed(residual: Tensor) -> Tensor:
+    """The score (B,): root mean square of a residual (B, C, H, W), in units of 1/255; its gradient at zero is zero."""
+    mean_square = residual.flatten(1).square().mean(1)
+    return torch.where(mean_square > 0, mean_square, 1.0).sqrt().where(mean_square > 0, 0.0) * 255
+
+
 class TRNRestorer(Restorer):
     """TRN in front of a classifier, whose gradients it reads.
 
@@ -128,17 +134,18 @@ class TRNRestorer(Restorer):
         gradients = gradient_maps(self.classifier, images, top_k=self.top_k)
         restored = self.network(images, gradients)
         residual = images - restored
-        score = residual.flatten(1).square().mean(1).sqrt() * 255
+        score = removed(residual)
         maps = {"gradient_maps": gradients.maps, "residual": residual}
         return Restoration(restored, score, score > self.threshold, torch.full_like(score, torch.nan), maps)
 
-    def differentiable(self, images: Tensor, view: str) -> Tensor:
+    def scored(self, images: Tensor, view: str) -> tuple[Tensor, Tensor]:
         if view == "smooth":
             with softplus_activations(self.classifier):
                 gradients = gradient_maps(self.classifier, images, top_k=self.top_k, create_graph=True)
         else:
             gradients = gradient_maps(self.classifier, images, top_k=self.top_k, create_graph=view == "exact")
-        return self.network(images, gradients)
+        restored = self.network(images, gradients)
+        return restored, removed(images - restored)
 
 
 def from_weights(tensors: dict[str, Tensor], description: dict[str, Any], classifier: nn.Module, source: Path) -> TRNRestorer:

@@ -20,8 +20,9 @@ class Halving(Restorer):
         score = halved.flatten(1).mean(1)
         return Restoration(halved, score, score > 0.25, torch.full_like(score, torch.nan), {"halved": halved})
 
-    def differentiable(self, images: Tensor, view: str) -> Tensor:
-        return images / 4 + images.detach() / 4 if view == "detached" else images / 2
+    def scored(self, images: Tensor, view: str) -> tuple[Tensor, Tensor]:
+        halved = images / 4 + images.detach() / 4 if view == "detached" else images / 2
+        return halved, halved.flatten(1).mean(1)
 
 
 @pytest.fixture
@@ -62,6 +63,19 @@ def test_views(
     assert isinstance(network, nn.Module)
     assert torch.allclose(network(images), classifier(images * factor), atol=1e-6)
     assert torch.allclose(_gradient(network, images), gradient * classifier.weight.expand_as(images), atol=1e-6)
+
+
+@pytest.mark.parametrize(("view", "factor"), [("straight_through", 0.25), ("detached", 0.25), ("exact", 0.5)])
+def test_a_view_with_a_detector_has_its_score_in_a_last_column(
+    defended: DefendedClassifier, classifier: Linear, images: Tensor, view: str, factor: float
+) -> None:
+    threshold, spread = 0.2, 0.05
+    outputs = defended.view(view, detector=(threshold, spread))(images)
+    assert torch.allclose(outputs[:, :-1], classifier(images / 2))
+    assert torch.allclose(outputs[:, -1], (images.flatten(1).mean(1) / 2 - threshold) / spread)
+    point = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(defended.view(view, detector=(threshold, spread))(point)[:, -1].sum(), point)
+    assert torch.allclose(gradient, torch.full_like(images, factor / (images[0].numel() * spread)))
 
 
 def test_every_view_is_tested_above_and_an_unknown_one_is_refused(defended: DefendedClassifier) -> None:

@@ -1,0 +1,91 @@
+"""The AutoAttack family (pyautoattack): APGD, FAB, Square, and AutoAttack itself (Croce and Hein 2020).
+
+Images that these attacks do not break, or that are wrong to begin with, come back unchanged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
+from torch import Tensor, nn
+
+from gandefense.attacks import stepwise
+from gandefense.attacks.spec import AttackSpec, check_classes, standard_specs
+from gandefense.attacks.victim import away_from, count_classes, is_broken
+
+TARGETS = 9  # other classes that a targeted attack tries, most likely first (the standard version's number)
+SILENT = logging.Logger("pyautoattack", logging.CRITICAL + 1)  # the evaluation has its own checks for zero gradients
+
+
+def _apgd(kind: type[APGDAttack], **own: Any) -> Callable[..., APGDAttack]:
+    def build(network: nn.Module, spec: AttackSpec, classes: int, **common: Any) -> APGDAttack:
+        targets = {"n_target_classes": min(TARGETS, classes - 1)} if kind is APGDAttack_targeted else {}
+        return kind(network, n_iter=spec.steps, eot_iter=spec.eot, logger=SILENT, **common, **own, **targets)
+
+    return build
+
+
+def _fab(targeted: bool) -> Callable[..., FABAttack_PT]:
+    def build(network: nn.Module, spec: AttackSpec, classes: int, **common: Any) -> FABAttack_PT:
+        return FABAttack_PT(network, n_iter=spec.steps, targeted=targeted, n_target_classes=min(TARGETS, classes - 1), **common)
+
+    return build
+
+
+def _square(network: nn.Module, spec: AttackSpec, classes: int, **common: Any) -> SquareAttack:
+    # A copy of the outputs, because Square writes into them. The schedule of square sizes is AutoAttack's own.
+    return SquareAttack(lambda images: network(images).clone(), n_queries=spec.queries, resc_schedule=False, **common)
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "apgd-ce": _apgd(APGDAttack, loss="ce"),
+    "apgd-dlr": _apgd(APGDAttack, loss="dlr"),
+    "apgd-t": _apgd(APGDAttack_targeted),
+    "fab": _fab(targeted=False),
+    "fab-t": _fab(targeted=True),
+    "square": _square,
+}
+
+
+def run(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, seed: int) -> Tensor:
+    """Attacked images (B, C, H, W) of one of METHODS; see `suite.attack`.
+
+    Raises:
+        UserError: the network has too few classes for the attack.
+    """
+    classes = count_classes(network, images)
+    check_classes(spec.attack, classes)
+    common = {"norm": "Linf", "eps": spec.eps, "n_restarts": spec.restarts, "seed": seed, "device": images.device}
+    method = METHODS[spec.attack](network, spec, classes, verbose=False, **common)
+    goal = away_from(network, images, labels, spec)
+    with torch.no_grad():  # the attacks turn gradients on where they need them
+        return method.perturb(images.contiguous(), goal)  # they cannot read channels-last tensors
+
+
+def standard(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, seed: int) -> Tensor:
+    """Attacked images (B, C, H, W) of `standard_specs`, one attack after another on what still stands.
+
+    With the usual settings and ten classes the images are those of pyautoattack's own class. That class is not used
+    because it spends seven passes on checks, switches Python's tracing off (and so coverage and debuggers), and stops
+    with an IndexError where there are fewer than ten classes.
+    """
+    attacked, goal = images.clone(), away_from(network, images, labels, spec)
+    with torch.no_grad():
+        outputs = network(images)
+    standing = (outputs.argmax(1) == goal).nonzero().squeeze(1)
+    for part in standard_specs(spec, outputs.shape[1]):
+        if not len(standing):
+            break
+        clean, pushed = images[standing], goal[standing]
+        ours = part.attack not in METHODS
+        found = stepwise.run(network, clean, pushed, part) if ours else run(network, clean, pushed, part, seed)
+        fell = is_broken(network, found, pushed, part.loss)
+        attacked[standing[fell]] = found[fell]
+        standing = standing[~fell]
+    return attacked
