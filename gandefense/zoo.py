@@ -1,7 +1,8 @@
-"""Trained networks by name: those shipped in weights/, a run folder, or a safetensors file."""
+"""Networks by name: those shipped in weights/, a run folder, a safetensors file, or a part of the user's own."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gandefense import classifiers
+from gandefense import classifiers, own_parts
 from gandefense.attacks.cache import fingerprint
 from gandefense.data import datasets
 from gandefense.errors import UserError
@@ -31,8 +32,8 @@ def names() -> list[str]:
     return sorted(str(path.relative_to(WEIGHTS).with_suffix("")) for path in WEIGHTS.rglob("*.safetensors"))
 
 
-def find(name: str | Path) -> Path:
-    """The weights file behind a zoo name, a safetensors file or a finished run folder; raises UserError for none."""
+def _on_disk(name: str | Path) -> Path | None:
+    """The weights file behind a name, or None; raises UserError for a run that is not finished."""
     path = Path(name)
     if path.suffix == ".safetensors":
         return path
@@ -41,19 +42,75 @@ def find(name: str | Path) -> Path:
             raise UserError(f"run {path} is not finished (it has no model.safetensors); go on with resume={path}")
         return path / "model.safetensors"
     shipped = WEIGHTS / f"{name}.safetensors"
-    if shipped.is_file():
-        return shipped
+    return shipped if shipped.is_file() else None
+
+
+def find(name: str | Path) -> Path:
+    """The weights file behind a zoo name, a safetensors file or a finished run folder; raises UserError for none."""
+    path = _on_disk(name)
+    if path is not None:
+        return path
+    if own_parts.is_dotted(name):
+        own_parts.describe(name)  # a mistaken name says so first
+        raise UserError(f"{name} is a part of your own and has no weights file; give a zoo name, a run folder or such a file")
     shipped_names = ", ".join(names()) or "none"
-    raise UserError(f"unknown network {str(name)!r}; shipped: {shipped_names}; or give a run folder or a .safetensors file")
+    raise UserError(
+        f"unknown network {str(name)!r}; shipped: {shipped_names}; or give a run folder, a .safetensors file or "
+        "package.module.attribute of your own"
+    )
+
+
+def is_own(name: str | Path) -> bool:
+    """Whether a name can only be a part of the user's own; zoo names, run folders and files win over dotted names."""
+    return own_parts.is_dotted(name) and _on_disk(name) is None
 
 
 def describe(name: str | Path) -> dict[str, Any]:
-    """The description stored with a network's weights."""
-    return load_weights(find(name))[1]
+    """The description stored with a network's weights; {"kind": "own", …} for a part of the user's own."""
+    return own_parts.describe(name) if is_own(name) else load_weights(find(name))[1]
+
+
+def content_hash(name: str | Path, part: nn.Module | None = None) -> str:
+    """SHA-256 of what a name stands for: of the weights file, or of an own part's tensors and source files.
+
+    Args:
+        name: what `load_classifier` or `load_restorer` takes.
+        part: the network that was built from the name; of an own part only. None builds one without a classifier.
+
+    Raises:
+        UserError: an unknown name, or an own part that cannot be built.
+    """
+    if is_own(name):
+        return own_parts.content_hash(name, part)
+    with find(name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def try_out(name: str | Path, network: nn.Module, data: datasets.Dataset, device: torch.device | str = "cpu") -> None:
+    """Let a part of the user's own meet two random images, so that its mistakes come before any work.
+
+    Args:
+        name: what it was built from; shipped networks and files need no trial and get none.
+        network: a restorer, or a classifier.
+        data: the data set whose images it will meet.
+        device: where the network is.
+
+    Raises:
+        UserError: it raises something, or its answer has a wrong type, shape or range.
+    """
+    if not is_own(name):
+        return
+    images = torch.rand(2, data.channels, data.size, data.size, generator=torch.Generator().manual_seed(0)).to(device)
+    if isinstance(network, Restorer):
+        own_parts.try_restorer(name, network, images)
+    else:
+        own_parts.try_classifier(name, network, images, len(data.classes))
 
 
 def load_classifier(name: str | Path) -> nn.Module:
-    """A trained classifier in eval mode; raises UserError when the file is none."""
+    """A classifier in eval mode, trained or of the user's own; raises UserError when the name stands for none."""
+    if is_own(name):
+        return own_parts.load_classifier(name)
     path = find(name)
     tensors, description = load_weights(path)
     if description.get("kind") != "classifier":
@@ -66,17 +123,20 @@ def load_classifier(name: str | Path) -> nn.Module:
 
 
 def load_restorer(name: str | Path, classifier: nn.Module) -> Restorer:
-    """A trained restorer in eval mode, bound to a classifier.
+    """A restorer in eval mode, bound to a classifier.
 
     Args:
-        name: zoo name, run folder or safetensors file; "none" leaves images as they are.
+        name: zoo name, run folder, safetensors file, or package.module.attribute of the user's own (see own_parts); "none"
+            leaves images as they are.
         classifier: images (B, C, H, W) in [0, 1] → logits (B, K).
 
     Raises:
-        UserError: unknown name, or a file that holds no restorer.
+        UserError: unknown name, or one that stands for no restorer.
     """
     if name == "none":
         return IdentityRestorer()
+    if is_own(name):
+        return own_parts.load_restorer(name, classifier)
     path = find(name)
     tensors, description = load_weights(path)
     if description.get("kind") not in RESTORERS:
@@ -97,7 +157,8 @@ def defend(classifier: nn.Module, restorer: str | Path | Restorer) -> DefendedCl
     device = next((parameter.device for parameter in classifier.parameters()), torch.device("cpu"))
     if isinstance(restorer, Restorer):
         return DefendedClassifier(restorer.to(device), classifier)
-    channels = None if restorer == "none" else datasets.describe(describe(restorer).get("data", "")).channels
+    open_to_any = restorer == "none" or is_own(restorer)
+    channels = None if open_to_any else datasets.describe(describe(restorer).get("data", "")).channels
     return DefendedClassifier(load_restorer(restorer, classifier).to(device), classifier, channels=channels, name=str(restorer))
 
 
@@ -106,14 +167,19 @@ def load(name: str | Path) -> DefendedClassifier:
 
     Args:
         name: "cifar10/trn", "cifar10/gan", a run folder or a safetensors file. A classifier's name gives that
-            classifier undefended.
+            classifier undefended, and so does package.module.attribute of the user's own, unless it is a whole
+            DefendedClassifier already.
 
     Returns:
         A module, images (B, C, H, W) in [0, 1] → logits (B, K), in eval mode.
 
     Raises:
-        UserError: unknown name, damaged or foreign file.
+        UserError: unknown name, damaged or foreign file, a restorer that does not say what it defends.
     """
+    if is_own(name):
+        part = own_parts.load(name)
+        whole = isinstance(part, DefendedClassifier)
+        return part if whole else DefendedClassifier(IdentityRestorer(), part, name=str(name))
     description = describe(name)
     if description.get("kind") == "classifier":
         classifier = load_classifier(name)
@@ -121,6 +187,11 @@ def load(name: str | Path) -> DefendedClassifier:
         return DefendedClassifier(IdentityRestorer(), classifier, channels=channels, name=str(name))
     if "classifier" not in description:
         raise UserError(f"{name} does not say which classifier it defends")
+    if is_own(description["classifier"]):  # a file from elsewhere must not choose what code is imported and run
+        raise UserError(
+            f"{name} was trained for {description['classifier']}, a part of somebody's own; "
+            f"if you trust it: gandefense.defend(gandefense.load({description['classifier']!r}).classifier, {str(name)!r})"
+        )
     classifier = load_classifier(description["classifier"])
     expected = description.get("classifier_fingerprint")
     if expected is not None and expected != fingerprint(classifier):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,19 @@ def test_a_restorer_is_no_classifier_and_a_classifier_no_restorer(saved: Callabl
         zoo.load_classifier(saved("trn"))
     with pytest.raises(UserError, match="not a restorer"):
         gandefense.defend(classifier, saved())
+
+
+def test_content_hash_is_that_of_the_weights_file(saved: Callable, tmp_path: Path) -> None:
+    path = saved()
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "config.yaml").write_text("kind: classifier\n", encoding="utf-8")
+    assert zoo.content_hash(path) == zoo.content_hash(str(path)) == zoo.content_hash(tmp_path) == expected
+    with pytest.raises(UserError, match="unknown network 'nothing'"):
+        zoo.content_hash("nothing")
+
+
+def test_a_trial_is_for_own_parts_alone(saved: Callable) -> None:
+    zoo.try_out(saved(), nn.Identity(), datasets.describe("cifar10"))  # no classifier at all, and nobody minds
 
 
 @pytest.mark.parametrize("name", zoo.names())
