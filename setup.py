@@ -18,6 +18,7 @@ setup(
     package_data={"gandefense": ["py.typed", "weights/**/*.safetensors", "weights/**/*.json"]},
     install_requires=[
         "torch>=2.8",
+        "scipy>=1.11",  # the exact binomial test behind McNemar's
         "torchvision>=0.23",
         "numpy>=1.26",
         "pillow>=10",
@@ -31,5 +32,5 @@ setup(
         "tensorboard>=2.16",
         "tqdm>=4.66",
     ],
-    extras_require={"plots": plots, "dev": [*plots, "pytest>=8", "ruff>=0.6"]},
+    extras_require={"plots": plots, "dev": [*plots, "pytest>=8", "ruff>=0.6", "torchattack>=1.7"]},
 )

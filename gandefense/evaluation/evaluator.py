@@ -7,25 +7,26 @@ import json
 import shlex
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gandefense import config as configuration
-from gandefense import zoo
+from gandefense import distributed, zoo
 from gandefense.data import datasets
 from gandefense.data.batches import batches
 from gandefense.errors import UserError
 from gandefense.evaluation import checks, cost, figures, metrics, report, tables
+from gandefense.evaluation.cells import NO_RESTORER, Cell, validation_key, zero_key
 from gandefense.evaluation.measurement import Measurement, all_versions
-from gandefense.evaluation.records import classifier_key, gray_key, validation_key, white_key, zero_key
-from gandefense.evaluation.settings import NO_RESTORER, AttackEntry, EvaluateConfig, WhiteBoxConfig, resolve
-from gandefense.evaluation.tables import Cell, Outcome
+from gandefense.evaluation.settings import AttackEntry, BlackBoxConfig, CurvesConfig, EvaluateConfig, WhiteBoxConfig, resolve
+from gandefense.evaluation.tables import Outcome
 from gandefense.files import locked, write_text
 from gandefense.training.state import choose_device
 
-__all__ = ["AttackEntry", "EvaluateConfig", "WhiteBoxConfig", "evaluate"]
+__all__ = ["AttackEntry", "BlackBoxConfig", "CurvesConfig", "EvaluateConfig", "WhiteBoxConfig", "evaluate"]
 
 
 def evaluate(config: EvaluateConfig | str | Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -50,22 +51,38 @@ def evaluate(config: EvaluateConfig | str | Path | None = None, **settings: Any)
     device = choose_device(config.device)
     if config.output is not None and not config.overwrite and (Path(config.output) / "results.json").exists():
         raise UserError(f"{config.output} holds a finished evaluation; give another output folder, or overwrite=true")
-    with torch.random.fork_rng(devices=[]):  # networks are built with random weights before theirs are read
-        measurement = Measurement(config, device)
-    # CUDA convolutions would round to TF32 otherwise, and need not repeat themselves
-    with (
-        torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False),
-        locked(measurement.folder, wait=False),
-    ):
-        measurement.run()
-        outcomes = {cell: outcome(measurement, cell) for cell in cells(config)}
-        results = tabulate(measurement, outcomes)
+    with distributed.processes(device):
+        if device.type == "cuda" and distributed.world() > 1:
+            device = torch.device("cuda", torch.cuda.current_device())
+        with torch.random.fork_rng(devices=[]):  # networks are built with random weights before theirs are read
+            measurement = Measurement(config, device)
+        # CUDA convolutions would round to TF32 otherwise, and need not repeat themselves
+        with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False), _held(measurement.folder):
+            measurement.run()
+            if distributed.rank() == 0:
+                _write(measurement, begun)
+        distributed.barrier()
+        return json.loads((measurement.folder / "results.json").read_text(encoding="utf-8"))
+
+
+def _held(folder: Path) -> AbstractContextManager:
+    """The output folder, held against another evaluation by the first process."""
+    return locked(folder, wait=False) if distributed.rank() == 0 else nullcontext()
+
+
+def _write(measurement: Measurement, begun: float) -> None:
+    """Results and report from the records."""
+    config = measurement.config
+    cells = {name: measurement.cells[name] for name in config.restorers}
+    outcomes = {cell: outcome(measurement, cell) for group in cells.values() for cell in group}
+    results = tabulate(measurement, outcomes)
     results["made"] = {
         "command": shlex.join(sys.argv),
         "output": str(measurement.folder),
         "versions": all_versions(),
         "weights": measurement.weights,
         "seed": config.seed,
+        "processes": distributed.world(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - begun, 1),
         "config": configuration.to_dict(config),
@@ -75,37 +92,30 @@ def evaluate(config: EvaluateConfig | str | Path | None = None, **settings: Any)
     report.write(measurement.folder, results, panels)
     # Last, because results.json marks the evaluation as finished.
     write_text(measurement.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    return results
-
-
-def cells(config: EvaluateConfig) -> list[Cell]:
-    """Every row of the table, in its order."""
-    gray, white = ([entry.spec() for entry in entries] for entries in (config.gray_box, config.white_box.attacks))
-    found = []
-    for restorer in config.restorers:
-        found += [Cell(restorer, "gray_box", "oblivious", spec) for spec in (None, *gray)]
-        found += [Cell(restorer, "white_box", view, spec) for view in config.white_box.views for spec in white]
-    return found
 
 
 def outcome(measurement: Measurement, cell: Cell) -> Outcome:
     """What the records say about every image of a cell."""
-    labels, count = measurement.data.labels, measurement.count
-    alone = measurement.records.columns(classifier_key(cell.spec), count)
+    labels, count, records = measurement.data.labels, measurement.count, measurement.records
+    alone = records.columns(cell.bare().key, count)
     undefended = alone["prediction"] == labels
+    undefended_passes = _passes(alone, labels)
     if cell.restorer == NO_RESTORER:  # every view of no defence is the classifier
-        return Outcome(undefended, undefended, undefended, alone["changed"])
-    if cell.threat == "gray_box":
-        restored = measurement.records.columns(gray_key(cell.restorer, cell.spec), count)
-        met, share = alone, None
-    else:
-        restored = measurement.records.columns(white_key(cell.restorer, cell.view, cell.spec), count)
+        changed = alone.get("changed", alone.get("tried"))
+        return Outcome(undefended, undefended, undefended, changed, passes=undefended_passes, undefended_passes=undefended_passes)
+    restored = records.columns(cell.key, count)
+    right = restored["prediction"] == labels
+    if cell.survivors:
+        return Outcome(right, undefended, undefended, restored["tried"], undefended_passes=undefended_passes)
+    met, share = alone, None
+    if cell.own:
         met = {name.removeprefix("attacked_"): column for name, column in restored.items() if name.startswith("attacked_")}
+    if "zero_gradient" in restored:
         # At clean images of the first batch, and at the attacked images: where either is blind, the attack was.
-        clean = measurement.records.columns(zero_key(cell.restorer, cell.view), 1)["share"].mean().item()
+        clean = records.columns(zero_key(cell.restorer, cell.view), 1)["share"].mean().item()
         share = max(clean, restored["zero_gradient"].mean().item())
     return Outcome(
-        right=restored["prediction"] == labels,
+        right=right,
         undefended=undefended,
         bare_right=met["prediction"] == labels,
         changed=met["changed"],
@@ -113,20 +123,38 @@ def outcome(measurement: Measurement, cell: Cell) -> Outcome:
         attacked=met,
         restored=restored,
         zero_gradient=share,
+        passes=_passes(restored, labels),
+        undefended_passes=undefended_passes,
     )
+
+
+def _passes(record: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor | None:
+    """Right at each resubmission (N, R), where there were any."""
+    return record["predictions"] == labels[:, None] if "predictions" in record else None
+
+
+def curves(measurement: Measurement) -> dict[str, Any]:
+    """The curves of every restorer, from their points on record."""
+    count = measurement.curve_count()
+    labels = measurement.data.labels[: measurement.config.curves.images]
+    found: dict[str, Any] = {}
+    for restorer, by_name in measurement.curves.items():
+        for name, cells in by_name.items():
+            passes = [measurement.records.columns(cell.key, count)["predictions"] == labels[:, None] for cell in cells]
+            found.setdefault(restorer, {})[name] = tables.curve(cells, passes, name)
+    return found
 
 
 def tabulate(measurement: Measurement, outcomes: dict[Cell, Outcome]) -> dict[str, Any]:
     """The results dictionary, but for how it was made."""
     config, labels, records = measurement.config, measurement.data.labels, measurement.records
-    clean = records.columns(classifier_key(None), measurement.count)["prediction"] == labels
+    clean = records.columns(Cell(NO_RESTORER, "gray_box", "oblivious").key, measurement.count)["prediction"] == labels
     held_out = len(measurement.validation.labels)
     scores = {
-        name: records.columns(validation_key(name), -(-held_out // config.batch_size))["score"] for name in measurement.defences
+        name: records.columns(validation_key(name), measurement.validation_count)["score"] for name in measurement.detectors
     }
     timed = next(batches(measurement.data, config.cost_batch_size, measurement.device))[0]
     timed = timed.contiguous(memory_format=torch.channels_last)
-    defences = {NO_RESTORER: zoo.defend(measurement.classifier, NO_RESTORER), **measurement.defences}
     results: dict[str, Any] = {
         "schema": 1,
         "data": {
@@ -136,17 +164,22 @@ def tabulate(measurement: Measurement, outcomes: dict[Cell, Outcome]) -> dict[st
             "n": len(labels),
             "seed": config.seed,
             "validation_n": held_out,
+            "classes": measurement.classes,
         },
         "classifier": {
             "name": config.classifier,
             "parameters": cost.parameters(measurement.classifier),
+            "adversarial": zoo.describe(config.classifier).get("adversarial", "none") != "none",
+            "probabilities": measurement.probabilities,
             **metrics.accuracy(clean),
         },
         "rows": tables.rows(outcomes, config.seed),
         "worst_case": tables.worst_cases(outcomes),
         "detection": tables.detection(outcomes, scores, config.false_positive_rates),
         "restoration": tables.restoration(outcomes, lpips=measurement.lpips is not None),
-        "cost": {name: cost.measure(defended, timed) for name, defended in defences.items()},
+        "cost": {name: cost.measure(defended, timed) for name, defended in measurement.defences.items()},
+        "randomised": measurement.randomised,
+        "curves": curves(measurement),
     }
     results["checks"] = checks.run(results)
     return results
@@ -162,19 +195,18 @@ def draw(measurement: Measurement, shown: list[Cell]) -> list[figures.Panel]:
     names = datasets.describe(config.data.name).classes
     panels = []
     for cell in shown:
-        if cell.restorer == NO_RESTORER:
+        if cell.restorer == NO_RESTORER or cell.survivors:
             continue
-        alone = records.read(classifier_key(cell.spec), 0)
-        if cell.threat == "gray_box":
-            key, attacked = gray_key(cell.restorer, cell.spec), alone["prediction"]
-            pictures = records.pictures(classifier_key(cell.spec)) | records.pictures(key)
+        alone = records.read(cell.bare().key, 0)
+        pictures, attacked = records.pictures(cell.key), alone["prediction"]
+        if cell.own:
+            attacked = records.read(cell.key, 0)["attacked_prediction"]
         else:
-            key = white_key(cell.restorer, cell.view, cell.spec)
-            attacked, pictures = records.read(key, 0)["attacked_prediction"], records.pictures(key)
+            pictures = records.pictures(cell.bare().key) | pictures
         seen = {
-            "clean": records.read(classifier_key(None), 0)["prediction"],
+            "clean": records.read(Cell(NO_RESTORER, "gray_box", "oblivious").key, 0)["prediction"],
             "attacked": attacked,
-            "restored": records.read(key, 0)["prediction"],
+            "restored": records.read(cell.key, 0)["prediction"],
         }
         panels.append(figures.panel(len(panels), cell, clean, pictures, {"label": labels, **seen}, names))
     return panels

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gandefense.evaluation.tables import Cell
+from gandefense.evaluation.cells import Cell
 
 SCALE = 4  # a 32×32 image becomes 128×128, pixel by pixel
 RESIDUAL_GAIN = 10
+LONGEST_NAME = 150  # letters of a file name, which may hold the paths of two networks
 MAPS_SCALE = 2  # gradient maps, of which there is one per label
 
 
@@ -135,8 +136,9 @@ def panel(
             titles = list(names) if len(maps[i]) == len(names) else [f"rank {k + 1}" for k in range(len(maps[i]))]
             map_strips.append(Strip(png(row(list(maps[i]), MAPS_SCALE)), titles, [None] * len(titles)))
     spec = cell.spec
-    budget = "" if spec is None else f" {spec.eps:g}" if spec.norm == "noise" else f" {spec.eps * 255:.3g}/255"
-    view = f", {cell.view}" if cell.threat == "white_box" else ""
+    budget = "" if spec is None else f" {spec.eps * 255:.3g}/255" if spec.norm == "linf" else f" {spec.eps:g}"
+    view = "" if cell.threat == "gray_box" else f", {cell.view}"
     title = f"{cell.restorer} — {cell.threat}{view}: {cell.title}{budget}"
-    name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{number:02d}_{cell.restorer}_{cell.threat}{view}_{cell.title}{budget}").strip("_.")
+    words = f"{number:02d}_{cell.restorer}_{cell.threat}{view}_{cell.title}{budget}"
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", words)[:LONGEST_NAME].strip("_.")
     return Panel(name, title, list(columns), png(torch.cat(rows, dim=1)), strips, map_strips)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +14,30 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gandefense import config as configuration
-from gandefense import zoo
+from gandefense import distributed, zoo
 from gandefense.attacks.suite import AttackSpec, attack, predict
 from gandefense.attacks.threats import target
 from gandefense.data import datasets
 from gandefense.data.batches import batches
 from gandefense.evaluation import checks, metrics
-from gandefense.evaluation.records import (
-    PANEL,
-    Records,
-    classifier_key,
-    code_hash,
-    file_hash,
-    gray_key,
-    prepare_folder,
-    tensor_hash,
+from gandefense.evaluation.cells import (
+    NO_RESTORER,
+    Cell,
+    curve_cells,
+    earlier,
+    spec_key,
+    table_cells,
     validation_key,
-    white_key,
     zero_key,
 )
-from gandefense.evaluation.settings import NO_RESTORER, EvaluateConfig
+from gandefense.evaluation.records import PANEL, Records, code_hash, prepare_folder, tensor_hash
+from gandefense.evaluation.settings import EvaluateConfig
 from gandefense.files import numbered_folder, print_interval
+from gandefense.memory import in_halves
 from gandefense.restorers.base import DefendedClassifier, Restoration
 from gandefense.training.run import versions
 
-VALIDATION_LIMIT = 1000  # however few test images are asked for; more would hardly move a threshold at 1 %
+UNTRIED = -1  # the predicted class on record for an image that an earlier attack had broken already
 
 
 @dataclass
@@ -48,16 +47,30 @@ class Batch:
     number: int
     images: Tensor
     labels: Tensor
+    made: dict[str, Tensor] = field(default_factory=dict)  # attacked images that several cells share
+
+    def first(self, count: int) -> Batch:
+        """The batch cut to its first images."""
+        return Batch(self.number, self.images[:count], self.labels[:count])
 
 
 def all_versions() -> dict[str, str]:
     """Versions of everything that a figure depends on."""
-    others = {name: importlib.metadata.version(name) for name in ("gandefense", "torchvision", "piq", "lpips")}
-    return {**versions(), **others}
+    names = ("gandefense", "torchvision", "piq", "lpips", "pyautoattack")
+    return {**versions(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def look_like_probabilities(outputs: Tensor) -> bool:
+    """Whether outputs (B, K) are non-negative and add up to 1, as a softmax's do; attacks on logits are blunted by one."""
+    return bool(
+        (outputs >= 0).all() and torch.allclose(outputs.sum(1), torch.ones(len(outputs), device=outputs.device), atol=1e-4)
+    )
 
 
 class Measurement:
     """The networks, images and records of one evaluation.
+
+    Under torchrun every process takes its share of the batches, and finds the others' records in the same folder.
 
     Args:
         config: checked by `settings.resolve`.
@@ -68,24 +81,44 @@ class Measurement:
         self.config = config
         self.device = device
         self.classifier = self._placed(zoo.load_classifier(config.classifier))
-        self.defences: dict[str, DefendedClassifier] = {
-            name: self._placed(zoo.defend(self.classifier, name)) for name in config.restorers if name != NO_RESTORER
-        }
-        self.weights = {name: file_hash(zoo.find(name)) for name in (config.classifier, *self.defences)}
+        alone = DefendedClassifier(zoo.load_restorer(NO_RESTORER, self.classifier), self.classifier, name=NO_RESTORER)
+        # The classifier alone comes first, because the others are compared with it.
+        self.defences: dict[str, DefendedClassifier] = {NO_RESTORER: self._placed(alone)}
+        for name in config.restorers:
+            if name != NO_RESTORER:
+                self.defences[name] = self._placed(zoo.defend(self.classifier, name))
+        self.sources = {name: self._placed(zoo.load_classifier(name)) for name in config.black_box.sources}
+        networks = {config.classifier: self.classifier, **self.sources}
+        networks |= {name: defended.restorer for name, defended in self.defences.items() if name != NO_RESTORER}
+        for name, network in networks.items():
+            zoo.try_out(name, network, datasets.describe(config.data.name), device)
+        self.weights = {name: zoo.content_hash(name, network) for name, network in networks.items()}
         self.lpips = metrics.lpips_network(device)
         self.data = datasets.load(config.data, "test", seed=config.seed)
-        self.validation = datasets.load(replace(config.data, limit=VALIDATION_LIMIT, file=None), "validation", seed=config.seed)
-        self.gray = [entry.spec() for entry in config.gray_box]
-        self.white = [entry.spec() for entry in config.white_box.attacks] if config.white_box.views else []
-        # The static rule needs every white_box attack on the classifier alone too; those that gray_box lists are shared.
-        self.against_classifier: list[AttackSpec | None] = [None, *dict.fromkeys([*self.gray, *self.white])]
-        if config.output is None:
-            self.folder = numbered_folder(Path("runs"), "evaluate")
-        else:
-            self.folder = Path(config.output)
-        prepare_folder(self.folder, overwrite=config.overwrite)
-        self.records = Records(self.folder, self._origin())
+        held_out = replace(config.data, limit=config.validation_images, file=None)
+        self.validation = datasets.load(held_out, "validation", seed=config.seed)
+        if distributed.rank() == 0:
+            self.folder = numbered_folder(Path("runs"), "evaluate") if config.output is None else Path(config.output)
+            prepare_folder(self.folder, overwrite=config.overwrite)
+            self.records = Records(self.folder, self._origin())
+        folder = distributed.from_first(str(self.folder) if distributed.rank() == 0 else "")
+        if distributed.rank() > 0:
+            self.folder = Path(folder)
+            self.records = Records(self.folder, self._origin())
         self.count = -(-len(self.data.labels) // config.batch_size)
+        self.validation_count = -(-len(self.validation.labels) // config.batch_size)
+        self.detectors: dict[str, tuple[float, float]] = {}  # threshold and spread of scores, for the joint attack
+        first = next(self._batches(self.data, share=False))
+        self.randomised = {name: self._is_randomised(first, name) for name in self.defences}
+        with torch.no_grad():
+            logits = self.classifier(first.images)
+        self.classes = logits.shape[1]
+        self.probabilities = look_like_probabilities(logits)
+        asked = {name: table_cells(config, name, randomised=self.randomised[name]) for name in self.defences}
+        # Every attack that a defence meets, the classifier alone meets too (the static rule), in the same order.
+        alone_too = list(dict.fromkeys(cell.bare() for cells in asked.values() for cell in cells))
+        self.cells = {**asked, NO_RESTORER: alone_too}
+        self.curves = {name: curve_cells(config, name, randomised=self.randomised[name]) for name in self.defences}
 
     def _placed(self, network: Any) -> Any:
         return network.float().to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -93,7 +126,8 @@ class Measurement:
     def _origin(self) -> dict[str, Any]:
         """Everything that the records depend on; how figures are read off them (rates, cost) is not part of it."""
         asked = configuration.to_dict(self.config)
-        kept = ("data", "classifier", "restorers", "seed", "batch_size", "gray_box", "white_box", "images")
+        kept = ("data", "classifier", "restorers", "seed", "batch_size", "gray_box", "black_box", "white_box", "curves")
+        kept = (*kept, "resubmissions", "validation_images", "false_positive_rates", "images")
         asked["data"] = {"name": self.config.data.name, "file": self.config.data.file, "limit": self.config.data.limit}
         return {
             **{name: asked[name] for name in kept},
@@ -106,30 +140,53 @@ class Measurement:
         }
 
     def run(self) -> None:
-        """Do what is not on record yet, batch by batch."""
-        units = len(self.against_classifier) + len(self.defences) * len(self.config.white_box.views) * len(self.white)
-        total = units * len(self.data.labels) + len(self.defences) * len(self.validation.labels)
-        with tqdm(total=total, desc="evaluate", unit="img", dynamic_ncols=True, mininterval=print_interval()) as bar:
-            for batch in self._batches(self.data):
-                for spec in self.against_classifier:
-                    bar.set_postfix_str(f"{spec.title() if spec else 'clean'} on the classifier", refresh=False)
-                    self._against_classifier(batch, spec)
-                    bar.update(len(batch.labels))
-                for name, defended in self.defences.items():
-                    for view in self.config.white_box.views:
-                        for spec in self.white:
-                            bar.set_postfix_str(f"{spec.title()} on {name}, {view}", refresh=False)
-                            self._against_defence(batch, name, defended, view, spec)
-                            bar.update(len(batch.labels))
+        """Do what is not on record yet, batch by batch: thresholds, then the table's cells, then the curves' points."""
+        defences = [name for name in self.defences if name != NO_RESTORER]
+        tables = sum(map(len, self.cells.values())) * len(self.data.labels)
+        points = sum(len(cells) for curves in self.curves.values() for cells in curves.values())
+        curved = min(self.config.curves.images, len(self.data.labels))
+        total = (len(defences) * len(self.validation.labels) + tables + points * curved) // distributed.world()
+        shown = distributed.rank() > 0
+        with tqdm(
+            total=total, desc="evaluate", unit="img", dynamic_ncols=True, mininterval=print_interval(), disable=shown
+        ) as bar:
             for batch in self._batches(self.validation):
-                for name, defended in self.defences.items():
+                for name in defences:
                     bar.set_postfix_str(f"thresholds of {name}", refresh=False)
-                    self._validate(batch, name, defended)
+                    key = validation_key(name)
+                    self._once(key, batch, lambda name=name, key=key, batch=batch: self._scores(name, key, batch))
                     bar.update(len(batch.labels))
+            distributed.barrier()
+            self.detectors = {name: self._detector(name) for name in defences}
+            for batch in self._batches(self.data):
+                for cells in self.cells.values():
+                    for cell in cells:
+                        bar.set_postfix_str(f"{cell.title} on {cell.restorer}, {cell.threat} {cell.view}", refresh=False)
+                        self._once(cell.key, batch, lambda cell=cell, batch=batch: self._record(cell, batch))
+                        self._look_at_gradients(cell, batch)
+                        bar.update(len(batch.labels))
+            for batch in self._batches(self.data):
+                few = batch.first(curved - batch.number * self.config.batch_size) if self._is_curved(batch.number) else None
+                for cell in (cell for curves in self.curves.values() for cells in curves.values() for cell in cells):
+                    if few is None:
+                        break
+                    bar.set_postfix_str(f"{cell.title} {cell.spec.eps * 255:.3g}/255 on {cell.restorer}, curve", refresh=False)
+                    self._once(cell.key, few, lambda cell=cell, few=few: self._point(cell, few))
+                    bar.update(len(few.labels))
+        distributed.barrier()
 
-    def _batches(self, data: datasets.Images) -> Iterator[Batch]:
+    def _is_curved(self, number: int) -> bool:
+        return number * self.config.batch_size < self.config.curves.images
+
+    def curve_count(self) -> int:
+        """The number of batches that curves are measured on."""
+        return sum(self._is_curved(number) for number in range(self.count))
+
+    def _batches(self, data: datasets.Images, *, share: bool = True) -> Iterator[Batch]:
+        """The batches of this process; all of them with `share` off."""
         for number, (images, labels) in enumerate(batches(data, self.config.batch_size, self.device)):
-            yield Batch(number, images.contiguous(memory_format=torch.channels_last), labels)
+            if not share or number % distributed.world() == distributed.rank():
+                yield Batch(number, images.contiguous(memory_format=torch.channels_last), labels)
 
     def _seed(self, key: str, batch: Batch) -> int:
         """A seed of its own for every key and batch, so that a resumed evaluation draws what the killed one would have."""
@@ -140,54 +197,121 @@ class Measurement:
         if not self.records.has(key, batch.number):
             self.records.write(key, batch.number, make())
 
-    def _against_classifier(self, batch: Batch, spec: AttackSpec | None) -> None:
-        """Attack the classifier once, then let every restorer meet the same attacked images (gray_box)."""
-        key = classifier_key(spec)
-        attacked: Tensor | None = None
-
-        def images() -> Tensor:  # made only if some record still needs them
-            nonlocal attacked
-            if attacked is None:
-                attacked = self._attack(self.classifier, batch, spec, key)
-            return attacked
-
-        def alone() -> dict[str, Tensor]:
-            return self._measured(batch, images(), "")
-
-        self._once(key, batch, alone)
-        if spec is not None and spec not in self.gray:
-            return
-        for name, defended in self.defences.items():
-            gray = gray_key(name, spec)
-
-            def restored(defended: DefendedClassifier = defended, gray: str = gray) -> dict[str, Tensor]:
-                return self._restored(defended, batch, images(), gray)
-
-            self._once(gray, batch, restored)
-
-    def _against_defence(self, batch: Batch, name: str, defended: DefendedClassifier, view: str, spec: AttackSpec) -> None:
-        """Attack one view of a defence (white_box), and on the first batch look at that view's gradients."""
-        key = white_key(name, view, spec)
-        network = target(defended, "white_box", view)
-
-        def record() -> dict[str, Tensor]:
-            attacked = self._attack(network, batch, spec, key)
-            share = {"zero_gradient": checks.zero_gradient(network, attacked, batch.labels)}
-            return {**self._measured(batch, attacked, "attacked_"), **self._restored(defended, batch, attacked, key), **share}
-
-        self._once(key, batch, record)
-        if batch.number == 0:
-            self._once(zero_key(name, view), batch, lambda: {"share": checks.zero_gradient(network, batch.images, batch.labels)})
-
-    def _validate(self, batch: Batch, name: str, defended: DefendedClassifier) -> None:
+    def _scores(self, name: str, key: str, batch: Batch) -> dict[str, Tensor]:
         """Scores of clean validation images, from which thresholds are read."""
-        key = validation_key(name)
-        self._once(key, batch, lambda: {"score": self._restore(defended, batch.images, key, batch)[0].score})
+        return {"score": self._restore(self.defences[name], batch.images, key, batch).score}
 
-    def _attack(self, network: nn.Module, batch: Batch, spec: AttackSpec | None, key: str) -> Tensor:
-        if spec is None:
+    def _detector(self, name: str) -> tuple[float, float]:
+        """Threshold at the largest false-positive rate asked for, and spread, of a detector's scores on validation images."""
+        scores = self.records.columns(validation_key(name), self.validation_count)["score"].double()
+        rate = max(self.config.false_positive_rates, default=0.05)
+        return metrics.threshold(scores, rate), max(scores.std(correction=0).item(), 1e-6)
+
+    def _is_randomised(self, batch: Batch, name: str) -> bool:
+        """Whether two passes over the first images differ by more than the arithmetic's own noise."""
+        few = batch.images[:8]
+        with torch.random.fork_rng(devices=self._devices()), torch.no_grad():
+            passes = []
+            for seed in (1, 2):
+                torch.manual_seed(seed)
+                passes.append(self.defences[name](few))
+        return not torch.allclose(*passes, rtol=1e-3, atol=1e-4)
+
+    def _devices(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
+
+    # One cell on one batch.
+
+    def _record(self, cell: Cell, batch: Batch) -> dict[str, Tensor]:
+        """Attack a batch as the cell says, restore it, classify it, and keep what the tables need."""
+        if cell.survivors:
+            return self._survivors(cell, batch)
+        attacked = self._attacked(cell, batch)
+        record = {}
+        if cell.own or cell.restorer == NO_RESTORER:  # otherwise the classifier's own cell has measured these very images
+            prefix = "attacked_" if cell.own else ""
+            record = self._measured(batch, attacked, prefix)
+        if cell.restorer != NO_RESTORER:
+            record |= self._restored(self.defences[cell.restorer], batch, attacked, cell)
+        elif self.randomised[NO_RESTORER]:
+            record |= self._resubmitted(self.defences[NO_RESTORER], batch, attacked, cell)
+        if cell.threat == "white_box" and cell.own:
+            network = self._network(cell)
+            record["zero_gradient"] = checks.zero_gradient(self._plain(cell, network), attacked, batch.labels)
+        return record
+
+    def _survivors(self, cell: Cell, batch: Batch) -> dict[str, Tensor]:
+        """Attack only what stands after the earlier attacks; of the others it is only on record that they fell."""
+        standing = self._standing(cell, batch)
+        predictions = torch.full_like(batch.labels, UNTRIED)
+        if standing.any():
+            part = Batch(batch.number, batch.images[standing], batch.labels[standing])
+            attacked = self._make(self._network(cell), part, cell)
+            defended = self.defences[cell.restorer]
+            tried = self._predictions(defended, part, attacked, cell)
+            # A randomised defence has fallen when one of the resubmissions is wrong.
+            wrong = (tried != part.labels[:, None]).any(1)
+            predictions[standing] = torch.where(wrong, UNTRIED, part.labels)
+        return {"prediction": predictions, "tried": standing}
+
+    def _standing(self, cell: Cell, batch: Batch) -> Tensor:
+        """Images (B,) of a batch that are right clean and under the earlier attacks on record."""
+        standing = torch.ones_like(batch.labels, dtype=torch.bool)
+        for before in earlier(cell, self.cells[cell.restorer]):
+            record = self.records.read(before.key, batch.number)
+            predictions = record.get("predictions", record["prediction"][:, None]).to(self.device)
+            standing &= (predictions == batch.labels[:, None]).all(1)
+        return standing
+
+    def _point(self, cell: Cell, batch: Batch) -> dict[str, Tensor]:
+        """A point of a curve: only what is predicted in the end."""
+        attacked = self._make(self._network(cell), batch, cell)
+        return {"predictions": self._predictions(self.defences[cell.restorer], batch, attacked, cell)}
+
+    def _network(self, cell: Cell) -> nn.Module:
+        """What the attacker of a cell attacks."""
+        if cell.source is not None:
+            return self.sources[cell.source]
+        defended = self.defences[cell.restorer]
+        if cell.restorer == NO_RESTORER or cell.threat == "gray_box":
+            return target(defended, "black_box") if cell.view == "query" else self.classifier
+        threat = "white_box" if cell.threat == "curve" else cell.threat
+        joint = cell.spec.loss == "joint"
+        return target(defended, threat, cell.view, detector=self.detectors[cell.restorer] if joint else None)
+
+    def _plain(self, cell: Cell, network: nn.Module) -> nn.Module:
+        """The same view without a detector's column."""
+        return self.defences[cell.restorer].view(cell.view) if cell.spec.loss == "joint" else network
+
+    def _attacked(self, cell: Cell, batch: Batch) -> Tensor:
+        """The images a cell is about; those made against a classifier are shared between restorers."""
+        if cell.spec is None:
             return batch.images
-        return attack(network, batch.images, batch.labels, spec, seed=self._seed(key, batch)).images
+        if cell.own:
+            return self._make(self._network(cell), batch, cell)
+        shared = f"{cell.source or NO_RESTORER}/{'query' if cell.view == 'query' else ''}/{spec_key(cell.spec)}"
+        if shared not in batch.made:
+            batch.made[shared] = self._make(self._network(cell), batch, cell, key=shared)
+        return batch.made[shared]
+
+    def _make(self, network: nn.Module, batch: Batch, cell: Cell, *, key: str | None = None) -> Tensor:
+        """Attacked images (B, C, H, W), with random parts that depend on the cell and the batch alone."""
+        spec: AttackSpec = cell.spec
+        seed = self._seed(key or cell.key, batch)
+
+        def work(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            return (attack(network, images, labels, spec, seed=seed).images,)
+
+        return in_halves(work, batch.images, batch.labels)[0]
+
+    def _look_at_gradients(self, cell: Cell, batch: Batch) -> None:
+        """On the first batch, how much of a white_box view's gradient at clean images is exactly zero."""
+        if batch.number == 0 and cell.threat == "white_box" and cell.own:
+            view = self.defences[cell.restorer].view(cell.view)
+            key = zero_key(cell.restorer, cell.view)
+            self._once(key, batch, lambda: {"share": checks.zero_gradient(view, batch.images, batch.labels)})
+
+    # What is read off attacked images.
 
     def _measured(self, batch: Batch, attacked: Tensor, prefix: str) -> dict[str, Tensor]:
         """What the classifier alone makes of attacked images, and how far they are from the clean ones."""
@@ -198,21 +322,33 @@ class Measurement:
         }
         return {**{f"{prefix}{name}": value for name, value in values.items()}, **self._picture(batch, "attacked", attacked)}
 
-    def _restore(self, defended: DefendedClassifier, images: Tensor, key: str, batch: Batch) -> tuple[Restoration, Tensor]:
-        """A restoration and the classes (B,) predicted after it, with random parts that depend on key and batch alone."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+    def _restore(self, defended: DefendedClassifier, images: Tensor, key: str, batch: Batch) -> Restoration:
+        """A restoration with random parts that depend on key and batch alone."""
+        with torch.random.fork_rng(devices=self._devices()):
             torch.manual_seed(self._seed(f"restore {key}", batch))
-            restoration = defended.restore(images)
-        return restoration, predict(defended.classifier, restoration.images)
+            return defended.restore(images)
 
-    def _restored(self, defended: DefendedClassifier, batch: Batch, attacked: Tensor, key: str) -> dict[str, Tensor]:
-        restoration, prediction = self._restore(defended, attacked, key, batch)
+    def _predictions(self, defended: DefendedClassifier, batch: Batch, attacked: Tensor, cell: Cell) -> Tensor:
+        """Classes (B, R) that the whole defence predicts in R passes, one unless it is randomised."""
+        times = self.config.resubmissions if self.randomised[cell.restorer] else 1
+        with torch.random.fork_rng(devices=self._devices()):
+            torch.manual_seed(self._seed(f"resubmit {cell.key}", batch))
+            return torch.stack([predict(defended, attacked) for _ in range(times)], dim=1)
+
+    def _resubmitted(self, defended: DefendedClassifier, batch: Batch, attacked: Tensor, cell: Cell) -> dict[str, Tensor]:
+        predictions = self._predictions(defended, batch, attacked, cell)
+        return {"predictions": predictions, "prediction": predictions[:, 0].contiguous()}
+
+    def _restored(self, defended: DefendedClassifier, batch: Batch, attacked: Tensor, cell: Cell) -> dict[str, Tensor]:
+        restoration = self._restore(defended, attacked, cell.key, batch)
         maps = {f"map {name}": tensor for name, tensor in restoration.maps.items()}
-        pictures = [self._picture(batch, name, tensor) for name, tensor in {"restored": restoration.images, **maps}.items()]
-        record = {"prediction": prediction, "score": restoration.score}
+        record = {"prediction": predict(defended.classifier, restoration.images), "score": restoration.score}
         record |= metrics.quality(restoration.images, batch.images, self.lpips)
-        return {**record, **{name: tensor for picture in pictures for name, tensor in picture.items()}}
+        if self.randomised[cell.restorer]:
+            record["predictions"] = self._predictions(defended, batch, attacked, cell)
+        for name, tensor in {"restored": restoration.images, **maps}.items():
+            record |= self._picture(batch, name, tensor)
+        return record
 
     def _picture(self, batch: Batch, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """The first images of the first batch, kept for the report."""

@@ -1,4 +1,4 @@
-"""The figures themselves: accuracy with its interval, worst case, detection, restoration quality."""
+"""The figures themselves: accuracy with its interval, worst case, paired comparison, detection, restoration quality."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LPIPS_BACKBONE_VARIABLE = "GANDEFENSE_LPIPS_BACKBONE"
 LPIPS_SLICES = {0: "slice1", 3: "slice2", 6: "slice3", 8: "slice4", 10: "slice5"}
 
 
-def wilson_interval(right: int, count: int) -> tuple[float, float]:
+def wilson_interval(right: float, count: int) -> tuple[float, float]:
     """The 95 % Wilson interval of a proportion, `right` of `count`; (0, 1) when there is nothing to count."""
     if count == 0:
         return 0.0, 1.0
@@ -41,6 +41,34 @@ def worst_case(flags: list[Tensor]) -> Tensor:
     return torch.stack(flags).all(dim=0)
 
 
+def clearly_above(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether an accuracy lies above another beyond noise: Newcombe's 95 % interval of the difference excludes zero."""
+    p, q = first["accuracy"], second["accuracy"]
+    return p - q - math.hypot(p - first["ci95"][0], second["ci95"][1] - q) > 0
+
+
+def mcnemar(defended: Tensor, bare: Tensor) -> dict[str, Any]:
+    """McNemar's exact test (1947): are two classifiers right equally often on the same images?
+
+    Images on which both are right or both are wrong say nothing; of the others, each should fall to either side like a
+    fair coin.
+
+    Args:
+        defended: right with the defence, (N,) bool.
+        bare: right without it, (N,) bool, of the same images in the same order.
+
+    Returns:
+        "defended_only" and "bare_only": how many images only one of them gets right; "p": two-sided, 1 where they never
+        differ.
+    """
+    from scipy.stats import binomtest
+
+    defended_only, bare_only = int((defended & ~bare).sum()), int((bare & ~defended).sum())
+    differ = defended_only + bare_only
+    p = float(binomtest(defended_only, differ, 0.5).pvalue) if differ else 1.0
+    return {"defended_only": defended_only, "bare_only": bare_only, "p": p}
+
+
 def auroc(clean: Tensor, attacked: Tensor) -> float:
     """Probability that an attacked image scores higher than a clean one, ties counting half.
 
@@ -52,6 +80,40 @@ def auroc(clean: Tensor, attacked: Tensor) -> float:
     below = torch.searchsorted(clean, attacked, right=False)
     up_to = torch.searchsorted(clean, attacked, right=True)
     return ((below + up_to).double() / 2).mean().item() / len(clean)
+
+
+def roc(clean: Tensor, attacked: Tensor, points: int = 101) -> dict[str, list[float]]:
+    """The receiver operating characteristic: true against false positives over all thresholds, from (0, 0) to (1, 1).
+
+    Every point is one that a threshold reaches. Points on a straight line between their neighbours are left out; where
+    more than `points` remain, those nearest to even distances along the curve stand for all.
+
+    Args:
+        clean: scores (N,), at least one.
+        attacked: scores (M,), at least one.
+        points: how many at most, 2 or more.
+
+    Returns:
+        "fpr" and "tpr", both rising.
+    """
+    clean, attacked = clean.double().sort().values, attacked.double().sort().values
+    limits = torch.cat([clean, attacked]).unique().flip(0)  # flagged: at or above the limit
+    false = [0, *(len(clean) - torch.searchsorted(clean, limits)).tolist()]
+    true = [0, *(len(attacked) - torch.searchsorted(attacked, limits)).tolist()]
+    corners = [0]
+    for i in range(1, len(false)):
+        while len(corners) > 1:  # drop the last corner if it lies on the line from the one before it to this point
+            a, b = corners[-2], corners[-1]
+            if (false[b] - false[a]) * (true[i] - true[b]) != (true[b] - true[a]) * (false[i] - false[b]):
+                break
+            corners.pop()
+        corners.append(i)
+    fpr = torch.tensor([false[i] for i in corners]).double() / len(clean)
+    tpr = torch.tensor([true[i] for i in corners]).double() / len(attacked)
+    if len(corners) > points:
+        chosen = torch.searchsorted(fpr + tpr, torch.linspace(0, 2, points).double()).unique()
+        fpr, tpr = fpr[chosen], tpr[chosen]
+    return {"fpr": fpr.tolist(), "tpr": tpr.tolist()}
 
 
 def threshold(scores: Tensor, false_positive_rate: float) -> float:

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gandefense.attacks.suite import AttackSpec
 from gandefense.errors import UserError
 from gandefense.files import write_text
 from gandefense.weights_io import load_weights, save_weights
 
 PACKAGE = Path(__file__).parent.parent
 PANEL = "panel/"  # begins the names of what only the report's pictures need
-OURS = ("results.json", "report.md", "report.html", "records", "pictures")  # what an evaluation leaves in its folder
+# what an evaluation leaves in its folder
+OURS = ("results.json", "report.md", "report.html", "records", "pictures", "tensorboard")
 
 
 def file_hash(path: Path) -> str:
@@ -98,7 +98,7 @@ class Records:
         write_text(stored, json.dumps(origin, indent=1, sort_keys=True) + "\n")
 
     def _path(self, key: str, batch: int) -> Path:
-        readable = re.sub(r"[^A-Za-z0-9_.-]+", "_", key).strip("_")
+        readable = re.sub(r"[^A-Za-z0-9_.-]+", "_", key)[-100:].strip("_")  # file systems end names at 255 bytes
         # two keys may read alike once their slashes are gone, so their hash tells them apart
         return self.folder / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:8]}" / f"{batch:05d}.safetensors"
 
@@ -135,38 +135,3 @@ class Records:
     def pictures(self, key: str) -> dict[str, Tensor]:
         """What the first batch's record keeps for the report's pictures, by name."""
         return {name.removeprefix(PANEL): tensor for name, tensor in self.read(key, 0).items() if name.startswith(PANEL)}
-
-
-# The names of records.
-
-
-def spec_key(spec: AttackSpec | None) -> str:
-    """An attack with all its settings as one word; None is clean images."""
-    if spec is None:
-        return "clean"
-    return f"{spec.attack}_eps{spec.eps:.8g}_steps{spec.steps}_size{spec.step_size}_restarts{spec.restarts}_{spec.labels}"
-
-
-def classifier_key(spec: AttackSpec | None) -> str:
-    """Images attacked against the classifier, and what it makes of them."""
-    return f"classifier/{spec_key(spec)}"
-
-
-def gray_key(restorer: str, spec: AttackSpec | None) -> str:
-    """What a restorer makes of images that were attacked against the classifier."""
-    return f"{restorer}/gray_box/{spec_key(spec)}"
-
-
-def white_key(restorer: str, view: str, spec: AttackSpec) -> str:
-    """Images attacked against one view of a defence, and what it makes of them."""
-    return f"{restorer}/white_box/{view}/{spec_key(spec)}"
-
-
-def zero_key(restorer: str, view: str) -> str:
-    """How much of a view's gradient is exactly zero, on the first batch."""
-    return f"{restorer}/zero_gradient/{view}"
-
-
-def validation_key(restorer: str) -> str:
-    """Scores of clean validation images."""
-    return f"{restorer}/validation"

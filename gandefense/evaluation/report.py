@@ -7,55 +7,82 @@ from typing import Any
 
 from gandefense.evaluation.figures import Panel
 from gandefense.evaluation.page import page
-from gandefense.evaluation.report_tables import Table, all_tables, headline, made, threat_tables
+from gandefense.evaluation.plots import Plot, draw, log_curves
+from gandefense.evaluation.report_tables import all_tables, made, markdown_table
+from gandefense.evaluation.threat_tables import headline, threat_tables
+from gandefense.evaluation.wording import Table, aligned_right
 from gandefense.files import write_atomically, write_text
+
+NOT_ON_TERMINAL = ("steps × restarts", "gain")  # columns of the tables by threat that only the report has
 
 
 def text_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table for the terminal: aligned columns, two spaces between them."""
+    """A table for the terminal: aligned columns, figures to the right, two spaces between them."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    right = aligned_right(header, rows)
     lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if flag else cell.ljust(width) for cell, width, flag in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _static(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [finding for finding in results["checks"] if finding["name"] == "static_rule"]
 
 
 def terminal(results: dict[str, Any]) -> str:
-    """What the tool prints at the end: the tables by threat, the headline, and the checks that fired."""
-    tables = [*threat_tables(results), headline(results)]
-    parts = [f"{table.title}\n{text_table(table.header, table.rows)}" for table in tables]
-    parts += ["\n".join(f"! {finding['text']}" for finding in results["checks"] if finding["fired"])]
+    """What the tool prints at the end: the headline and whether it is a gain, the tables by threat, the checks that fired."""
+
+    def shown(table: Table) -> str:
+        kept = [i for i, name in enumerate(table.header) if name not in NOT_ON_TERMINAL]
+        header, *rows = ([line[i] for i in kept] for line in (table.header, *table.rows))
+        return f"{table.title}\n{text_table(header, rows)}"
+
+    def lines(findings: list[dict[str, Any]]) -> str:
+        return "\n".join(f"{'!' if finding['fired'] else ' '} {finding['text']}" for finding in findings)
+
+    static = _static(results)
+    fired = [finding for finding in results["checks"] if finding["fired"] and finding not in static]
+    count = f"{results['data']['n']} images; 95 % intervals in brackets"
+    parts = [f"{shown(headline(results))}\n{count}", lines(static), *map(shown, threat_tables(results)), lines(fired)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _markdown_table(table: Table) -> str:
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = "|" + "|".join("---" for _ in table.header) + "|"
-    return "\n".join([f"## {table.title}", "", table.note, "", line(table.header), rule, *(line(row) for row in table.rows), ""])
+def _markdown_findings(findings: list[dict[str, Any]]) -> list[str]:
+    return [*(f"- {'**!** ' if finding['fired'] else ''}{finding['text']}" for finding in findings), ""]
 
 
-def markdown(results: dict[str, Any], panels: list[Panel]) -> str:
-    """The report as Markdown; pictures are linked from the folder `pictures`."""
-    parts = [f"# Evaluation on {results['data']['name']}", ""]
-    parts += [_markdown_table(table) for table in all_tables(results)]
-    parts += [
-        "## Checks",
-        "",
-        *(f"- {'**!** ' if finding['fired'] else ''}{finding['text']}" for finding in results["checks"]),
-        "",
-    ]
+def _markdown_table(table: Table, drawn: list[Plot]) -> list[str]:
+    pictures = [f"![{plot.title}](pictures/{plot.name}.png)\n" for plot in drawn if plot.table == table.name]
+    return [f"## {table.title}", "", table.note, "", *pictures, markdown_table(table.header, table.rows), ""]
+
+
+def markdown(results: dict[str, Any], panels: list[Panel], drawn: list[Plot] | None = None) -> str:
+    """The report as Markdown; pictures and plots are linked from the folder `pictures`."""
+    first, *others = all_tables(results)
+    parts = [f"# Evaluation on {results['data']['name']}", "", *_markdown_table(first, []), *_markdown_findings(_static(results))]
+    for table in others:
+        parts += _markdown_table(table, drawn or [])
     if panels:
         parts += ["## Images", ""]
         parts += [
             f"**{panel.title}**: {' · '.join(panel.columns)}\n\n![{panel.title}](pictures/{panel.name}.png)\n" for panel in panels
         ]
+    parts += ["## Checks", "", *_markdown_findings(results["checks"])]
     parts += ["## How it was made", "", *(f"- {line}" for line in made(results)), ""]
     return "\n".join(parts)
 
 
 def write(folder: Path, results: dict[str, Any], panels: list[Panel]) -> None:
-    """Write report.md, report.html and pictures/*.png into a folder, each atomically."""
-    for panel in panels:
-        write_atomically(folder / "pictures" / f"{panel.name}.png", lambda path, data=panel.png: path.write_bytes(data) and None)
-    write_text(folder / "report.md", markdown(results, panels))
-    write_text(folder / "report.html", page(results, panels))
+    """Write report.md, report.html and pictures/*.png into a folder, each atomically, and TensorBoard events."""
+    drawn = draw(results)
+    (folder / "pictures").mkdir(exist_ok=True)
+    for picture in [*panels, *drawn]:
+        path = folder / "pictures" / f"{picture.name}.png"
+        write_atomically(path, lambda temporary, data=picture.png: temporary.write_bytes(data) and None)
+    write_text(folder / "report.md", markdown(results, panels, drawn))
+    write_text(folder / "report.html", page(results, panels, drawn))
+    log_curves(folder, results)

@@ -1,138 +1,65 @@
-"""The tables of the report as text in cells, for every way of showing them."""
+"""The other tables of the report, all of them in their order, and the README's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
 from typing import Any
 
-from gandefense.attacks.threats import THREATS, VIEWS
-from gandefense.evaluation.checks import percent
-from gandefense.evaluation.settings import NO_RESTORER
+from gandefense.attacks.threats import THREATS
+from gandefense.evaluation import plots
+from gandefense.evaluation.cells import NO_RESTORER
 from gandefense.evaluation.tables import MISSING
-
-UNKNOWN = "–"
-
-
-@dataclass
-class Table:
-    """A table under its own heading; the cells are text already."""
-
-    title: str
-    note: str
-    header: list[str]
-    rows: list[list[str]]
+from gandefense.evaluation.threat_tables import attack_of, headline, restorers_of, threat_tables
+from gandefense.evaluation.wording import UNKNOWN, Table, aligned_right, budget, interval, number, share, shown_name, view
 
 
-def share(value: float | None) -> str:
-    """A fraction as a percentage."""
-    return UNKNOWN if value is None else percent(value)
-
-
-def interval(figure: dict[str, Any] | None) -> str:
-    """Accuracy with its 95 % interval, "61.2 % [58.1, 64.2]"."""
-    if figure is None or figure["accuracy"] is None:
-        return UNKNOWN
-    low, high = figure["ci95"]
-    return f"{percent(figure['accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A number with a fixed number of decimals; text is passed on."""
-    if value is None:
-        return UNKNOWN
-    return value if isinstance(value, str) else f"{value:.{digits}f}"
-
-
-def budget(row: dict[str, Any]) -> str:
-    """eps as "8/255", a noise level as it is, nothing for clean images."""
-    if row["attack"] == "none":
-        return UNKNOWN
-    return f"{row['eps']:g}" if row["norm"] == "noise" else f"{row['eps'] * 255:.3g}/255"
-
-
-def _view(row: dict[str, Any]) -> str:
-    return row["view"] if row["threat"] == "white_box" else UNKNOWN
-
-
-def shown_name(restorer: str) -> str:
-    """A restorer's name for readers."""
-    return "none (classifier alone)" if restorer == NO_RESTORER else restorer
-
-
-def headline(results: dict[str, Any]) -> Table:
-    """For the classifier alone and each restorer: clean, worst gray_box, worst white_box, speed."""
-    rows = []
-    clean = {row["restorer"]: row for row in results["rows"] if row["attack"] == "none"}
-    clean[NO_RESTORER] = results["classifier"]
-    for restorer in [NO_RESTORER, *(name for name in clean if name != NO_RESTORER)]:
-        worst = results["worst_case"].get(restorer, {})
-        speed = results["cost"][restorer]["images_per_second"]
-        figures = [interval(figure) for figure in (clean[restorer], worst.get("gray_box"), worst.get("white_box"))]
-        rows.append([shown_name(restorer), *figures, f"{speed:,.0f}"])
-    whose = (
-        f"{results['data']['name']} test images" if results["data"]["file"] is None else f"images of {results['data']['file']}"
-    )
-    note = (
-        f"Accuracy on {results['data']['n']} {whose} with its 95 % interval. Worst case: an image "
-        "counts only if it is right clean and under every attack of the threat (a white_box attacker may also use the gray_box "
-        "attacks); noise is left out, because it is no adversary. Speed is that of clean images."
-    )
-    return Table("Do they hold?", note, ["restorer", "clean", "worst gray_box", "worst white_box", "images/s"], rows)
-
-
-def threat_tables(results: dict[str, Any]) -> list[Table]:
-    """One table per threat, a row per restorer and attack."""
+def curve_tables(results: dict[str, Any]) -> list[Table]:
+    """Accuracy against budget, steps and EOT samples: a row per point, a column per restorer."""
     tables = []
-    for threat in dict.fromkeys(row["threat"] for row in results["rows"]):
-        rows = []
-        for row in (row for row in results["rows"] if row["threat"] == threat):
-            lead = [row["restorer"], *([row["view"]] if threat == "white_box" else []), row["title"], budget(row)]
-            steps = f"{row['steps']} × {row['restarts']}" if row["norm"] == "linf" and row["attack"] != "none" else UNKNOWN
-            rows.append([*lead, steps, str(row["n"]), interval(row), share(row["undefended_accuracy"])])
-        view = ["view"] if threat == "white_box" else []
-        header = ["restorer", *view, "attack", "eps", "steps × restarts", "n", "accuracy", "classifier alone"]
-        note = f"{THREATS[threat].capitalize()}. "
-        if threat == "white_box":
-            seen = dict.fromkeys(row["view"] for row in results["rows"] if row["threat"] == threat)
-            note += (
-                "Views: "
-                + "; ".join(f"{view}: {VIEWS[view]}" for view in seen)
-                + ". “Classifier alone” met the same attack made against itself."
-            )
-        else:
-            note += "The attacks are made against the classifier, and every restorer meets the same attacked images."
-        tables.append(Table(threat, note, header, rows))
+    for kind in plots.KINDS:
+        curves = plots.curves_of(results, kind)
+        if not curves:
+            continue
+        found = {name: {point[kind.key]: point for point in curve["points"]} for name, curve in curves.items()}
+        values = sorted({value for points in found.values() for value in points})
+        rows = [[kind.shown(value), *(interval(points.get(value)) for points in found.values())] for value in values]
+        note = "; ".join(f"{', '.join(names)}: {how}" for how, names in _met_alike(curves).items()) + "."
+        tables.append(Table(kind.name, kind.title, note, [kind.heading, *map(shown_name, curves)], rows))
     return tables
+
+
+def _met_alike(curves: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """What was done to a curve's points → the names of those it was done to."""
+    alike: dict[str, list[str]] = {}
+    for name, curve in curves.items():
+        alike.setdefault(f"{plots.described(name, curve)}, {curve['n']} images", []).append(shown_name(name))
+    return alike
 
 
 def detection_table(results: dict[str, Any]) -> Table:
     """AUROC and true-positive rates at thresholds from validation images."""
     rows: list[list[str]] = []
     rates: list[str] = []
+    joint = False
     for restorer, found in results["detection"].items():
         rates = list(found["thresholds"])
-        measured = found["false_positive_rate"]
-        rows.append(
-            [
-                restorer,
-                "clean images",
-                UNKNOWN,
-                UNKNOWN,
-                str(found["n_clean"]),
-                UNKNOWN,
-                *(share(measured[rate]) for rate in rates),
-            ]
-        )
+        flagged = [share(found["false_positive_rate"][rate]) for rate in rates]
+        rows.append([restorer, "clean images", UNKNOWN, UNKNOWN, str(found["n_clean"]), UNKNOWN, *flagged])
         for entry in found["attacks"]:
+            joint = joint or entry.get("loss") == "joint"
             tpr = [share(entry["tpr"][rate]) for rate in rates]
-            rows.append([restorer, entry["title"], budget(entry), _view(entry), str(entry["n"]), number(entry["auroc"]), *tpr])
+            rows.append([restorer, attack_of(entry), budget(entry), view(entry), str(entry["n"]), number(entry["auroc"]), *tpr])
     note = (
         "Clean test images against the n attacked ones that the attack changed and with which it had success. Flagged share at "
         "thresholds that were chosen on clean validation images; the row “clean images” is the false-positive rate really met on "
-        "test images. No attack here aimed at the detector itself, so these figures are no bound against one that does."
+        "test images. "
     )
+    if joint:
+        note += "Attacks with joint loss aimed at classifier and detector together; the others did not know of the detector."
+    else:
+        note += "No attack here aimed at the detector itself, so these figures are no bound against one that does."
     columns = [f"flagged at {float(rate):.0%}".replace("%", " %") for rate in rates]
-    return Table("Detection", note, ["restorer", "attack", "eps", "view", "n", "AUROC", *columns], rows)
+    return Table("detection", "Detection", note, ["restorer", "attack", "eps", "view", "n", "AUROC", *columns], rows)
 
 
 def four_way_table(results: dict[str, Any]) -> Table:
@@ -146,16 +73,14 @@ def four_way_table(results: dict[str, Any]) -> Table:
         ways = ("none", "detector", "restorer", "both")
         rows.append([restorer, "clean", UNKNOWN, UNKNOWN, *(share(found["clean_accuracy"][rate][way]) for way in ways)])
         for entry in found["attacks"]:
-            rows.append(
-                [restorer, entry["title"], budget(entry), _view(entry), *(share(entry["accuracy"][rate][way]) for way in ways)]
-            )
+            figures = [share(entry["accuracy"][rate][way]) for way in ways]
+            rows.append([restorer, attack_of(entry), budget(entry), view(entry), *figures])
     note = (
         "A flagged attacked image counts as right, a flagged clean one as wrong; only meaningful next to the false-positive rate "
         f"on clean test images ({'; '.join(met)})."
     )
-    return Table(
-        "Detector, restorer, both", note, ["restorer", "attack", "eps", "view", "nothing", "detector", "restorer", "both"], rows
-    )
+    header = ["restorer", "attack", "eps", "view", "nothing", "detector", "restorer", "both"]
+    return Table("four_ways", "Detector, restorer, both", note, header, rows)
 
 
 def restoration_table(results: dict[str, Any]) -> Table:
@@ -168,15 +93,14 @@ def restoration_table(results: dict[str, Any]) -> Table:
                 f"{number(before.get(name), digits)} → {number(after[name], digits)}" if after[name] != MISSING else MISSING
                 for name, digits in (("psnr", 2), ("ssim", 3), ("lpips", 3))
             ]
-            rows.append([restorer, entry["title"], budget(entry), _view(entry), str(entry["n"]), *pairs])
+            rows.append([restorer, attack_of(entry), budget(entry), view(entry), str(entry["n"]), *pairs])
     note = (
         "Against the clean image, attacked → restored, mean over the n changed images (for clean images: over all, so the figure "
         "is what the restorer does to them). PSNR and SSIM by piq; its PSNR ends at 80 dB, for identical images. LPIPS is "
         "“missing” where its AlexNet backbone is not on the machine."
     )
-    return Table(
-        "Restoration", note, ["restorer", "attack", "eps", "view", "n", "PSNR (dB)", "SSIM", "LPIPS (less is better)"], rows
-    )
+    header = ["restorer", "attack", "eps", "view", "n", "PSNR (dB)", "SSIM", "LPIPS (less is better)"]
+    return Table("restoration", "Restoration", note, header, rows)
 
 
 def cost_table(results: dict[str, Any]) -> Table:
@@ -185,22 +109,93 @@ def cost_table(results: dict[str, Any]) -> Table:
     for restorer, entry in results["cost"].items():
         memory = entry["peak_memory_bytes"]
         passes = f"{entry['forward_passes']:.3g} / {entry['backward_passes']:.3g}"
-        peak = UNKNOWN if memory is None else f"{memory / 2**20:,.0f} MiB"
-        rows.append([shown_name(restorer), f"{entry['images_per_second']:,.0f}", f"{entry['parameters']:,}", passes, peak])
+        peak = [] if memory is None else [f"{memory / 2**20:,.0f} MiB"]
+        rows.append([shown_name(restorer), f"{entry['images_per_second']:,.0f}", f"{entry['parameters']:,}", passes, *peak])
     first = next(iter(results["cost"].values()))
     note = (
         f"Restorer and classifier together on clean images, warm, batches of {first['batch_size']}, on {first['device']} with "
         f"{first['threads']} thread(s). The classifier has {first['classifier_parameters']:,} parameters; passes are the "
         "classifier's, per image."
     )
-    return Table("Cost", note, ["restorer", "images/s", "parameters", "forward / backward passes", "peak memory"], rows)
+    peak = ["peak memory"] if first["peak_memory_bytes"] is not None else []  # known on a GPU only
+    return Table("cost", "Cost", note, ["restorer", "images/s", "parameters", "forward / backward passes", *peak], rows)
 
 
 def all_tables(results: dict[str, Any]) -> list[Table]:
-    """Every table of the report in its order; empty ones are left out."""
-    tables = [headline(results), *threat_tables(results), detection_table(results), four_way_table(results)]
-    tables += [restoration_table(results), cost_table(results)]
+    """Every table of the report in its order, the headline first; empty ones are left out."""
+    tables = [headline(results), *threat_tables(results), *curve_tables(results), detection_table(results)]
+    tables += [four_way_table(results), restoration_table(results), cost_table(results)]
+    if not plots.available():
+        drawable = {kind.name for kind in plots.KINDS} | ({"detection"} if plots.rocs_of(results) else set())
+        for table in [table for table in tables if table.name in drawable][:1]:
+            table.note += f" {plots.NOT_DRAWN}"
     return [table for table in tables if table.rows]
+
+
+# What makes rows of different restorers one line. EOT is left out, because only random defences are given it, and with it
+# the title.
+LINE = ("threat", "view", "attack", "norm", "eps", "steps", "step_size", "restarts", "labels", "loss", "queries", "survivors")
+
+
+def readme_table(results: dict[str, Any]) -> str:
+    """The figures for a README as a Markdown table: a line per attack, a column per restorer; percent [95 % interval]."""
+    restorers = restorers_of(results)
+    lines: dict[tuple, dict[str, dict[str, Any]]] = {}
+    # Every row of a defence has the classifier alone beside it, whose own rows are needed only where there is no defence.
+    for restorer in restorers[1:] or restorers:
+        met: Counter[tuple] = Counter()
+        for row in (row for row in results["rows"] if row["restorer"] == restorer):
+            same = tuple(row.get(key) for key in LINE)
+            met[same] += 1  # once with EOT and once without are two lines
+            lines.setdefault((*same, met[same]), {})[restorer] = row
+    table = []
+    for rows in sorted(lines.values(), key=lambda rows: [*THREATS].index(_any(rows)["threat"])):
+        row = _any(rows)
+        bare = {"accuracy": row["undefended_accuracy"], "ci95": row["undefended_ci95"]}
+        table.append([_label(list(rows.values())), *(_plain({NO_RESTORER: bare, **rows}.get(name)) for name in restorers)])
+    for threat in THREATS:
+        if threat in results["worst_case"].get(NO_RESTORER, {}):
+            figures = (results["worst_case"].get(name, {}).get(threat) for name in restorers)
+            table.append([f"**worst case, {threat}**", *map(_plain, figures)])
+    cost = [results["cost"].get(name) for name in restorers]
+    first = next(entry for entry in cost if entry is not None)
+    where = f"{first['threads']} CPU threads" if first["device"] == "cpu" else first["device"]
+    speeds = (UNKNOWN if entry is None else f"{entry['images_per_second']:,.0f}" for entry in cost)
+    table.append([f"images/s, {where}", *speeds])
+    header = ["", *("classifier alone" if name == NO_RESTORER else f"`{name}`" for name in restorers)]
+    return markdown_table(header, table)
+
+
+def _any(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return next(iter(rows.values()))
+
+
+def _plain(figure: dict[str, Any] | None) -> str:
+    return interval(figure).replace(" %", "")
+
+
+def _label(rows: list[dict[str, Any]]) -> str:
+    """What a line of the README's table says about its attack."""
+    fewest, *_, most = sorted([rows[0], *rows], key=lambda row: row.get("eot_samples", 1))
+    if fewest["attack"] == "none":
+        return "clean"
+    parts = [f"{fewest['threat']} {attack_of(fewest)}, {budget(fewest)}"]
+    if fewest["threat"] != "gray_box":
+        parts.append(f"view {fewest['view']}" if fewest["threat"] == "white_box" else fewest["view"])
+    if most.get("eot_samples", 1) > fewest.get("eot_samples", 1):
+        parts.append(f"eot-{most['eot_samples']} where random")
+    return ", ".join(parts)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown; columns of figures are aligned to the right."""
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    right = aligned_right(header, rows)
+    rule = "|" + "|".join("---:" if flag else "---" for flag in right) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
 
 
 def made(results: dict[str, Any]) -> list[str]:
@@ -210,4 +205,5 @@ def made(results: dict[str, Any]) -> list[str]:
         f"command: {how['command']}",
         f"seed {how['seed']}, {how['date']}, {how['seconds']:g} s",
         "versions: " + ", ".join(f"{name} {version}" for name, version in how["versions"].items()),
+        *(f"weights of {name}: SHA-256 {digest}" for name, digest in how.get("weights", {}).items()),
     ]

@@ -11,29 +11,36 @@ from omegaconf import MISSING
 
 from gandefense import config as configuration
 from gandefense import zoo
-from gandefense.attacks.suite import AttackSpec, check_spec
+from gandefense.attacks.suite import AttackSpec, check_spec, family
 from gandefense.attacks.threats import VIEWS
 from gandefense.config import DataConfig
 from gandefense.data import datasets
 from gandefense.errors import UserError
-
-NO_RESTORER = "none"  # the restorer that leaves images as they are
+from gandefense.evaluation.cells import NO_RESTORER
 
 
 @dataclass
 class AttackEntry:
     """One attack in a config; see `AttackSpec`."""
 
-    attack: str = MISSING  # fgsm, ffgsm, bim, pgd, mim, or a noise such as gaussian[-1,1]
+    # fgsm, ffgsm, bim, pgd, mim, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, autoattack, deepfool, cw; square, hopskipjump (queries);
+    # or a noise such as gaussian[-1,1]
+    attack: str = MISSING
     eps: float = 8 / 255  # budget in pixel units of [0, 1] images, or the noise level
-    steps: int = 20  # gradient steps of the iterative attacks
+    steps: int | None = None  # gradient steps; null: the usual number (20; apgd-*, fab-*, autoattack 100)
     step_size: float | None = None  # in pixel units; null: the attack's usual one
     restarts: int = 1  # random starts; an image is broken when one of them breaks it
     labels: str = "true"  # true, or predicted or random_target, the controls for label leaking
+    loss: str = "ce"  # of fgsm, ffgsm, bim, pgd, mim: ce, margin, or joint (white_box: classifier and detector together)
+    eot: int = 1  # gradient samples averaged at every step; counts only where the defence is randomised
+    queries: int | None = None  # of square and hopskipjump, per image; null: 1,000 (5,000 within autoattack)
+    survivors: bool = False  # attack only what stands after the attacks listed before it; its accuracy is then cumulative
+    views: list[str] | None = None  # white_box: these views only; null: all of white_box.views
 
     def spec(self) -> AttackSpec:
         """The attack as the suite takes it."""
-        return AttackSpec(**dataclasses.asdict(self))
+        own = ("survivors", "views")
+        return AttackSpec(**{name: value for name, value in dataclasses.asdict(self).items() if name not in own})
 
 
 def _gray_box() -> list[AttackEntry]:
@@ -56,19 +63,47 @@ class WhiteBoxConfig:
 
 
 @dataclass
+class BlackBoxConfig:
+    """Attacks that have neither the classifier's weights nor the defence."""
+
+    sources: list[str] = field(default_factory=list)  # other classifiers, whose adversarial examples are tried
+    transfer: list[AttackEntry] = field(default_factory=lambda: [AttackEntry("pgd", steps=20)])  # how these are made
+    queries: list[AttackEntry] = field(default_factory=list)  # attacks that only ask the whole pipeline: square, hopskipjump
+
+
+@dataclass
+class CurvesConfig:
+    """Accuracy against budget, steps and EOT samples; an empty list leaves a curve out."""
+
+    attack: AttackEntry = field(default_factory=lambda: AttackEntry("pgd", steps=20))
+    view: str = "detached"  # what the attacker differentiates; the classifier alone is attacked as it is
+    images: int = 100  # the first of the test images
+    eps: list[float] = field(default_factory=list)  # budgets in pixel units
+    steps: list[int] = field(default_factory=list)
+    eot: list[int] = field(default_factory=list)  # only measured where the defence is randomised
+
+
+@dataclass
 class EvaluateConfig:
     """One evaluation. The defaults are those of configs/evaluate/cifar10_quick.yaml."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(limit=1000))  # test images; limit: null takes all
-    classifier: str = "cifar10/classifier"  # the network that is defended: zoo name, run folder or .safetensors file
-    restorers: list[str] = field(default_factory=lambda: ["cifar10/trn", "cifar10/gan"])  # same; "none": no defence
+    # the network that is defended: zoo name, run folder, .safetensors file, or your own my_package.build
+    classifier: str = "cifar10/classifier"
+    restorers: list[str] = field(
+        default_factory=lambda: ["cifar10/trn", "cifar10/gan"]
+    )  # same, or my_package.MyRestorer; "none": no defence
     output: str | None = None  # folder of results and records; null: a new numbered one in runs/
     overwrite: bool = False  # throw away what an earlier evaluation left in `output`
     seed: int = 0  # of the choice of images and of every attack's random parts
     device: str = "auto"  # auto, cpu, cuda, cuda:1 …
     batch_size: int = 100  # images per batch; a killed evaluation loses at most one batch of one attack
     gray_box: list[AttackEntry] = field(default_factory=_gray_box)  # made against the classifier alone
+    black_box: BlackBoxConfig = field(default_factory=BlackBoxConfig)
     white_box: WhiteBoxConfig = field(default_factory=WhiteBoxConfig)
+    curves: CurvesConfig = field(default_factory=CurvesConfig)
+    validation_images: int = 1000  # clean ones, for the detectors' thresholds; more would hardly move one at 1 %
+    resubmissions: int = 10  # how often an image is handed to a randomised defence; the attacker needs one mistake
     false_positive_rates: list[float] = field(default_factory=lambda: [0.01, 0.05])  # detectors are read at these
     images: int = 4  # test images shown in the report, per restorer and attack (at most one batch)
     cost_batch_size: int = 100  # images per batch when speed is measured
@@ -118,7 +153,7 @@ def check(config: EvaluateConfig) -> None:
             anything listed twice.
     """
     datasets.describe(config.data.name)
-    for name, low in (("batch_size", 1), ("cost_batch_size", 1), ("images", 0)):
+    for name, low in (("batch_size", 1), ("cost_batch_size", 1), ("images", 0), ("resubmissions", 1), ("validation_images", 1)):
         if getattr(config, name) < low:
             raise UserError(f"{name} must be at least {low}, got {getattr(config, name)}")
     if config.data.limit is not None and config.data.limit < 1:
@@ -127,17 +162,23 @@ def check(config: EvaluateConfig) -> None:
         if not 0 < rate < 1:
             raise UserError(f"false_positive_rates lie between 0 and 1, got {rate}")
     _check_attacks("gray_box", config.gray_box)
+    _check_attacks("black_box.transfer", config.black_box.transfer)
+    _check_attacks("black_box.queries", config.black_box.queries)
     _check_attacks("white_box.attacks", config.white_box.attacks)
+    _check_attacks("curves.attack", [config.curves.attack])
+    for entry in config.black_box.queries:
+        if family(entry.attack) != "query":
+            raise UserError(f"black_box.queries: {entry.attack} needs gradients; known: square, hopskipjump")
     for entry in config.white_box.attacks:
         if entry.spec().norm == "noise":
             raise UserError(f"white_box.attacks: {entry.attack} knows nothing of a defence; list it under gray_box")
-    for view in config.white_box.views:
-        if view == "oblivious" or view not in VIEWS:
-            known = ", ".join(name for name in VIEWS if name != "oblivious")
-            raise UserError(f"white_box.views: {view!r} is no view of a defence; known: {known}")
+        _check_views("white_box.attacks: views", entry.views or [])
+    _check_views("white_box.views", config.white_box.views)
+    _check_curves(config.curves)
     for what, names in (
         ("restorers", config.restorers),
         ("white_box.views", config.white_box.views),
+        ("black_box.sources", config.black_box.sources),
         ("false_positive_rates", config.false_positive_rates),
     ):
         if len(set(names)) < len(names):
@@ -147,6 +188,27 @@ def check(config: EvaluateConfig) -> None:
     _check_networks(config)
 
 
+def _check_views(where: str, views: list[str]) -> None:
+    for view in views:
+        if view == "oblivious" or view not in VIEWS:
+            known = ", ".join(name for name in VIEWS if name != "oblivious")
+            raise UserError(f"{where}: {view!r} is no view of a defence; known: {known}")
+
+
+def _check_curves(curves: CurvesConfig) -> None:
+    _check_views("curves.view", [curves.view])
+    if family(curves.attack.attack) != "gradient":
+        raise UserError(f"curves.attack: {curves.attack.attack} follows no gradient; take pgd or another gradient attack")
+    if curves.images < 1:
+        raise UserError(f"curves.images must be at least 1, got {curves.images}")
+    for name, low, high in (("eps", 0, 1), ("steps", 1, None), ("eot", 1, None)):
+        values = getattr(curves, name)
+        if any(value < low or (high is not None and value > high) for value in values):
+            raise UserError(f"curves.{name}: values must be {f'in [{low}, {high}]' if high else f'at least {low}'}, got {values}")
+        if len(set(values)) < len(values):
+            raise UserError(f"curves.{name} lists a value twice: {values}")
+
+
 def _check_attacks(where: str, entries: list[AttackEntry]) -> None:
     specs = [entry.spec() for entry in entries]
     for spec in specs:
@@ -154,15 +216,25 @@ def _check_attacks(where: str, entries: list[AttackEntry]) -> None:
             check_spec(spec)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-    if len(set(specs)) < len(specs):
+    for entry in entries:
+        if entry.loss == "joint" and where != "white_box.attacks":
+            raise UserError(f"{where}: loss joint aims at a defence's detector; list it under white_box.attacks")
+        if entry.survivors and where in ("black_box.transfer", "curves.attack"):
+            raise UserError(f"{where}: survivors is for gray_box, black_box.queries and white_box.attacks")
+        if entry.views is not None and where != "white_box.attacks":
+            raise UserError(f"{where}: views are for white_box.attacks")
+    if len({(spec, tuple(entry.views or ())) for spec, entry in zip(specs, entries, strict=True)}) < len(specs):
         raise UserError(f"{where} lists an attack twice with the same settings")
 
 
 def _check_networks(config: EvaluateConfig) -> None:
     wanted = [("classifier", config.classifier), *(("restorer", name) for name in config.restorers if name != NO_RESTORER)]
+    wanted += [("classifier", name) for name in config.black_box.sources]
     for role, name in wanted:
         description = zoo.describe(name)
         kind = description.get("kind")
+        if kind == "own":  # the user's own part, by its dotted name
+            continue
         kinds = ("classifier",) if role == "classifier" else tuple(zoo.RESTORERS)
         if kind not in kinds:
             raise UserError(f"{name} is a {kind!r}, not a {role} ({', '.join(kinds)})")

@@ -9,51 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gandefense.attacks.suite import ONE_STEP, AttackSpec
 from gandefense.evaluation import metrics
-from gandefense.evaluation.settings import NO_RESTORER
+from gandefense.evaluation.cells import ALSO, NO_RESTORER, Cell
 
 LEAST_FOR_DETECTION = 10  # fewer attacked images say nothing about a detector
 MISSING = "missing"  # stands where LPIPS would, on machines without its backbone
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of the table: whose images, attacked how; `spec` None means clean images."""
-
-    restorer: str
-    threat: str
-    view: str
-    spec: AttackSpec | None = None
-
-    @property
-    def adversarial(self) -> bool:
-        """Whether an adversary searched for the perturbation; noise is no adversary."""
-        return self.spec is not None and self.spec.norm != "noise"
-
-    @property
-    def title(self) -> str:
-        """The attack's short name, such as "pgd-20"; "clean" for none."""
-        return "clean" if self.spec is None else self.spec.title()
-
-    def identity(self) -> dict[str, Any]:
-        """What an entry of results.json says about the attack."""
-        spec = self.spec
-        if spec is None:
-            attack = {
-                "attack": "none",
-                "norm": "linf",
-                "eps": 0.0,
-                "steps": 0,
-                "step_size": None,
-                "restarts": 1,
-                "labels": "true",
-            }
-        else:
-            steps = 0 if spec.norm == "noise" else 1 if spec.attack in ONE_STEP else spec.steps
-            attack = {"attack": spec.attack, "norm": spec.norm, "eps": spec.eps, "steps": steps, "step_size": spec.step()}
-            attack |= {"restarts": spec.restarts, "labels": spec.labels}
-        return {"threat": self.threat, "view": self.view, "title": self.title, **attack}
 
 
 @dataclass
@@ -61,7 +21,7 @@ class Outcome:
     """What happened to every image of a cell; tensors (N,).
 
     Attributes:
-        right: restorer and classifier together are right.
+        right: restorer and classifier together are right; where resubmitted, at the first of the passes.
         undefended: the classifier alone is right under the same attack, made against itself.
         bare_right: the classifier alone is right on the very images of this cell; under white_box these were made
             against the whole defence.
@@ -69,6 +29,8 @@ class Outcome:
         score: of the restorer's detector; None for no restorer.
         attacked: "psnr", "ssim" and, where known, "lpips" of the attacked against the clean image.
         restored: the same of the restored image.
+        passes: (N, R) right at each of R resubmissions to a randomised defence; None where nothing is random.
+        undefended_passes: the same of the classifier alone.
         zero_gradient: share of the loss gradient's entries that are exactly zero; None where nobody differentiates.
     """
 
@@ -80,6 +42,18 @@ class Outcome:
     attacked: dict[str, Tensor] = field(default_factory=dict)
     restored: dict[str, Tensor] = field(default_factory=dict)
     zero_gradient: float | None = None
+    passes: Tensor | None = None
+    undefended_passes: Tensor | None = None
+
+    @property
+    def stands(self) -> Tensor:
+        """Right (N,) however often an image is handed in."""
+        return self.right if self.passes is None else self.passes.all(1)
+
+    @property
+    def undefended_stands(self) -> Tensor:
+        """The same of the classifier alone."""
+        return self.undefended if self.undefended_passes is None else self.undefended_passes.all(1)
 
     def success(self, threat: str) -> Tensor:
         """Whether the network that the attack was made against is wrong."""
@@ -93,29 +67,40 @@ def rows(outcomes: Outcomes, seed: int) -> list[dict[str, Any]]:
     """The main table, one dictionary per cell."""
     table = []
     for cell, outcome in outcomes.items():
-        undefended = metrics.accuracy(outcome.undefended)
+        undefended = mean_accuracy(outcome.undefended, outcome.undefended_passes)
         table.append(
             {
                 "restorer": cell.restorer,
                 **cell.identity(),
-                "eot_samples": 1,
                 "n": outcome.right.numel(),
                 "seed": seed,
-                **metrics.accuracy(outcome.right),
+                **mean_accuracy(outcome.right, outcome.passes),
+                "resubmissions": 1 if outcome.passes is None else outcome.passes.shape[1],
+                "resubmitted_accuracy": None if outcome.passes is None else outcome.stands.double().mean().item(),
                 "undefended_accuracy": undefended["accuracy"],
                 "undefended_ci95": undefended["ci95"],
+                "mcnemar": None if cell.restorer == NO_RESTORER else metrics.mcnemar(outcome.right, outcome.undefended),
                 "zero_gradient": outcome.zero_gradient,
             }
         )
     return table
 
 
+def mean_accuracy(right: Tensor, passes: Tensor | None) -> dict[str, Any]:
+    """Accuracy and interval: of flags (N,), or the mean over resubmissions (N, R) with the interval that N images allow."""
+    if passes is None:
+        return metrics.accuracy(right)
+    share, count = passes.double().mean().item(), len(passes)
+    return {"accuracy": share, "ci95": list(metrics.wilson_interval(share * count, count))}
+
+
 def worst_cases(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
     """Accuracy when an image counts only if it is right clean and under every attack that the attacker may choose.
 
-    A white_box attacker may also ignore the defence, so that the gray_box attacks count for white_box too; `own` is the
-    figure of the threat's own attacks alone. Noise is left out, because nobody chose it to do harm; the titles left out
-    are named. "none" is the classifier alone, each attack made against itself, once.
+    A white_box attacker may also ignore the defence or only query it, so that those attacks count for white_box too; `own`
+    is the figure of the threat's own attacks alone. Noise is left out, because nobody chose it to do harm; the titles left
+    out are named. An image that is handed to a randomised defence several times must be right each time. "none" is the
+    classifier alone, each attack made against itself, once.
     """
     result: dict[str, dict[str, Any]] = {}
     for restorer in dict.fromkeys(cell.restorer for cell in outcomes):
@@ -124,9 +109,9 @@ def worst_cases(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
             if not any(cell.threat == threat and cell.adversarial for cell in mine):
                 continue
             if restorer != NO_RESTORER:
-                result.setdefault(restorer, {})[threat] = _worst_case(mine, threat, "right")
+                result.setdefault(restorer, {})[threat] = _worst_case(mine, threat, "stands")
             # Every restorer has met the same attacks on the classifier alone, so that any of them gives this entry.
-            result.setdefault(NO_RESTORER, {})[threat] = _worst_case(mine, threat, "undefended")
+            result.setdefault(NO_RESTORER, {})[threat] = _worst_case(mine, threat, "undefended_stands")
     return result
 
 
@@ -134,17 +119,25 @@ def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
     """One entry of `worst_cases`; `kind` names the flags of an Outcome that count."""
     clean = next(outcome for cell, outcome in outcomes.items() if cell.spec is None)
     own = {cell: outcome for cell, outcome in outcomes.items() if cell.threat == threat and cell.adversarial}
-    allowed = ("gray_box", "white_box") if threat == "white_box" else (threat,)
-    chosen = {cell: outcome for cell, outcome in outcomes.items() if cell.threat in allowed and cell.adversarial}
+    chosen = {cell: outcome for cell, outcome in outcomes.items() if cell.threat in ALSO[threat] and cell.adversarial}
     noises = [cell for cell in outcomes if cell.threat == threat and cell.spec and not cell.adversarial]
-    views = kind == "right"
-    names = [f"{cell.view}: {cell.title}" if views and cell.threat == "white_box" else cell.title for cell in chosen]
+    views = kind == "stands"
+    names = []
+    for cell in chosen:
+        viewed = cell.threat == "black_box" or (views and cell.threat == "white_box")
+        names.append(f"{cell.view}: {cell.title}" if viewed else cell.title)
+
+    def flags(cells: Outcomes, which: str) -> Tensor:
+        return metrics.worst_case([getattr(outcome, which) for outcome in (clean, *cells.values())])
 
     def figure(cells: Outcomes) -> dict[str, Any]:
-        return metrics.accuracy(metrics.worst_case([getattr(outcome, kind) for outcome in (clean, *cells.values())]))
+        return metrics.accuracy(flags(cells, kind))
+
+    compared = {} if not views else {"mcnemar": metrics.mcnemar(flags(chosen, "stands"), flags(chosen, "undefended_stands"))}
 
     return {
         **figure(chosen),
+        **compared,
         "own": figure(own),
         "n": clean.right.numel(),
         "eps": max(cell.spec.eps for cell in chosen),
@@ -173,7 +166,7 @@ def detection(outcomes: Outcomes, validation: dict[str, Tensor], rates: list[flo
         thresholds = {f"{rate:g}": metrics.threshold(scores, rate) for rate in rates}
         entries = []
         for cell, outcome in mine.items():
-            if cell.spec is None:
+            if cell.spec is None or cell.survivors:
                 continue
             met = outcome.score[outcome.changed & outcome.success(cell.threat)]
             enough = len(met) >= LEAST_FOR_DETECTION
@@ -182,6 +175,7 @@ def detection(outcomes: Outcomes, validation: dict[str, Tensor], rates: list[flo
                     **cell.identity(),
                     "n": len(met),
                     "auroc": metrics.auroc(clean.score, met) if enough else None,
+                    "roc": metrics.roc(clean.score, met) if enough else None,
                     "tpr": {rate: metrics.share_above(met, limit) if enough else None for rate, limit in thresholds.items()},
                     "accuracy": {rate: _four_ways(outcome, limit, attacked=True) for rate, limit in thresholds.items()},
                 }
@@ -219,7 +213,7 @@ def restoration(outcomes: Outcomes, *, lpips: bool) -> dict[str, list[dict[str, 
     """
     result: dict[str, list[dict[str, Any]]] = {}
     for cell, outcome in outcomes.items():
-        if cell.restorer == NO_RESTORER:
+        if cell.restorer == NO_RESTORER or cell.survivors:
             continue
         which = torch.ones_like(outcome.changed) if cell.spec is None else outcome.changed
         attacked = None if cell.spec is None else _means(outcome.attacked, which, lpips)
@@ -242,6 +236,23 @@ def _means(values: dict[str, Tensor], which: Tensor, lpips: bool) -> dict[str, A
     if not lpips:
         means["lpips"] = MISSING
     return means
+
+
+def curve(cells: list[Cell], passes: list[Tensor], what: str) -> dict[str, Any]:
+    """One curve for results.json.
+
+    Args:
+        cells: its points.
+        passes: flags (N, R) of each point, right at each resubmission.
+        what: "eps", "steps" or "eot", the setting that differs between the points.
+    """
+    name = {"eot": "samples"}.get(what, what)
+    points = [
+        {name: getattr(cell.spec, what), **mean_accuracy(flags[:, 0], flags)} for cell, flags in zip(cells, passes, strict=True)
+    ]
+    title = cells[0].spec.attack if what == "steps" else cells[0].title
+    fixed = {} if what == "eps" else {"eps": cells[0].spec.eps}
+    return {"title": title, "view": cells[0].view, **fixed, "n": len(passes[0]), "points": points}
 
 
 def json_ready(value: Any) -> Any:

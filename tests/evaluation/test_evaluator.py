@@ -16,7 +16,7 @@ import gandefense
 from gandefense.config import DataConfig
 from gandefense.data import datasets
 from gandefense.errors import UserError
-from gandefense.evaluation import evaluator, measurement, metrics
+from gandefense.evaluation import measurement, metrics
 from gandefense.evaluation.evaluator import EvaluateConfig
 from tests.evaluation.conftest import Networks
 
@@ -63,15 +63,15 @@ def test_results_are_whole_and_consistent(settings: dict[str, Any], networks: Ne
     assert "NaN" not in (folder / "results.json").read_text()
     assert results["schema"] == 1
     held_out = len(datasets.load(DataConfig(), "validation").labels)
-    wanted = {"name": "cifar10", "split": "test", "file": None, "n": LIMIT, "seed": 0, "validation_n": held_out}
+    wanted = {"name": "cifar10", "split": "test", "file": None, "n": LIMIT, "seed": 0, "validation_n": held_out, "classes": 10}
     assert results["data"] == wanted
     rows = {(row["restorer"], row["threat"], row["view"], row["title"]): row for row in results["rows"]}
-    assert len(rows) == len(results["rows"]) == 2 * (1 + len(GRAY) + 2)
+    assert len(rows) == len(results["rows"]) == (1 + len(GRAY) + 1) + (1 + len(GRAY) + 2)
 
     trn = networks.trn
     for row in results["rows"]:
         assert row["n"] == LIMIT and row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
-        same = rows["none", row["threat"], row["view"], row["title"]]
+        same = rows["none", row["threat"], "oblivious", row["title"]]
         assert row["undefended_accuracy"] == same["accuracy"] == same["undefended_accuracy"]
     clean = rows["none", "gray_box", "oblivious", "clean"]
     assert clean["accuracy"] == results["classifier"]["accuracy"] > 0.5, "the small classifier learnt nothing"
@@ -90,11 +90,12 @@ def test_results_are_whole_and_consistent(settings: dict[str, Any], networks: Ne
     assert "none" not in results["detection"] and "none" not in results["restoration"]
 
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 * 2 * (1 + len(GRAY) + 2)  # pictures and gradient maps of two images
+    assert page.count('class="strip"') == 2 * 2 * (1 + len(GRAY) + 2)  # pictures and gradient maps of two images
     assert "http://" not in page and "https://" not in page, "the page must ask for no other file"
     report = (folder / "report.md").read_text()
     assert all(finding["text"] in report for finding in results["checks"])
     pictures = {path.name for path in (folder / "pictures").iterdir()}
+    pictures = {name for name in pictures if not name.startswith(("roc_", "curve_"))}
     assert len(pictures) == 1 + len(GRAY) + 2 and all(f"pictures/{name}" in report for name in pictures)
 
 
@@ -206,7 +207,7 @@ def test_a_record_from_elsewhere_is_refused(settings: dict[str, Any], tmp_path: 
     settings |= {"limit": 4, "white_box": {"views": [], "attacks": []}, "images": 0, "gray_box": []}
     gandefense.evaluate(**settings)
     gandefense.evaluate(**settings | {"output": str(tmp_path / "other"), "seed": 3})
-    one, other = (next(folder.glob("records/classifier_clean*/*")) for folder in (Path(settings["output"]), tmp_path / "other"))
+    one, other = (next(folder.glob("records/none_clean*/*")) for folder in (Path(settings["output"]), tmp_path / "other"))
     shutil.copy(other, one)
     (Path(settings["output"]) / "results.json").unlink()
     with pytest.raises(UserError, match="belongs to another evaluation"):
@@ -221,7 +222,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"gray_box": [{"attack": "pgd", "stepz": 3}]}, "stepz"),
     ({"white_box": {"views": ["exact"], "attacks": [{"attack": "pgd", "epsilon": 0.1}]}}, "epsilon"),
     ({"gray_box": [{"eps": 0.1}]}, "attack"),
-    ({"gray_box": [{"attack": "cw"}]}, "unknown attack 'cw'"),
+    ({"gray_box": [{"attack": "cv"}]}, "unknown attack 'cv'"),
+    ({"gray_box": [{"attack": "pgd", "loss": "joint"}]}, "list it under white_box.attacks"),
+    ({"gray_box": [{"attack": "pgd", "views": ["exact"]}]}, "views are for white_box.attacks"),
+    ({"black_box": {"queries": [{"attack": "pgd"}]}}, "pgd needs gradients; known: square, hopskipjump"),
+    ({"black_box": {"sources": ["cifar10/nonesuch"]}}, "unknown network"),
+    ({"black_box": {"transfer": [{"attack": "pgd", "survivors": True}]}}, "survivors is for"),
+    ({"white_box": {"attacks": [{"attack": "pgd", "views": ["sideways"]}]}}, "no view of a defence"),
+    ({"curves": {"eps": [2]}}, r"curves.eps: values must be in \[0, 1\]"),
+    ({"curves": {"steps": [3, 3]}}, "curves.steps lists a value twice"),
+    ({"curves": {"attack": {"attack": "square"}}}, "follows no gradient"),
+    ({"resubmissions": 0}, "resubmissions must be at least 1"),
     ({"gray_box": [{"attack": "pgd", "eps": 8}]}, "8/255"),
     ({"gray_box": [{"attack": "pgd"}, {"attack": "pgd"}]}, "twice"),
     ({"white_box": {"views": ["oblivious"]}}, "no view of a defence"),
@@ -293,7 +304,7 @@ def test_the_global_random_state_is_left_alone(settings: dict[str, Any]) -> None
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("name", ["cifar10_quick", "cifar10_demo"])
+@pytest.mark.parametrize("name", ["cifar10_quick", "cifar10_demo", "cifar10_full", "cifar10_white_box"])
 def test_shipped_configs_fit_the_schema(name: str) -> None:
     from gandefense import config
 
@@ -331,7 +342,104 @@ def load_tool() -> Callable[[], Any]:
     return load
 
 
-def test_every_cell_is_asked_for(settings: dict[str, Any]) -> None:
-    config = evaluator.resolve(None, settings)
-    cells = evaluator.cells(config)
-    assert len(set(cells)) == len(cells) == 2 * (1 + len(GRAY) + 2)
+FULL = {
+    "gray_box": [{"attack": "fgsm", "eps": "48/255"}, {"attack": "apgd-ce", "eps": "48/255", "steps": 3, "survivors": True}],
+    "white_box": {
+        "views": ["straight_through", "detached", "exact", "smooth"],
+        "attacks": [
+            {"attack": "pgd", "eps": "24/255", "steps": 2, "views": ["detached"]},
+            {"attack": "pgd", "eps": "24/255", "steps": 2, "loss": "joint", "views": ["straight_through", "detached"]},
+            {"attack": "apgd-dlr", "eps": "24/255", "steps": 3, "survivors": True},
+        ],
+    },
+    "curves": {"eps": [0, "24/255"], "steps": [1, 3], "eot": [1, 2], "images": 7, "attack": {"attack": "pgd", "steps": 2}},
+}
+
+
+@pytest.fixture
+def full(settings: dict[str, Any], networks: Networks) -> dict[str, Any]:
+    """Every threat and every curve."""
+    black = {"sources": [networks.classifier], "transfer": [{"attack": "fgsm", "eps": "48/255"}]}
+    black["queries"] = [{"attack": "square", "eps": "48/255", "queries": 5, "survivors": True}]
+    return {**settings, **FULL, "black_box": black, "restorers": [networks.trn]}
+
+
+def test_every_threat_and_curve(full: dict[str, Any], networks: Networks) -> None:
+    results = gandefense.evaluate(**full)
+    trn = networks.trn
+    rows = {(row["threat"], row["view"], row["title"]): row for row in results["rows"]}
+    assert len(rows) == len(results["rows"]) == 3 + 2 + 1 + 2 + 4
+    transferred, gray = rows["black_box", f"transfer: {networks.classifier}", "fgsm"], rows["gray_box", "oblivious", "fgsm"]
+    assert transferred["accuracy"] == gray["accuracy"], "the other classifier is the same network here"
+
+    chains = {"gray_box": ["gray_box"], "white_box": ["gray_box", "black_box", "white_box"]}
+    for threat, allowed in chains.items():
+        standing = [row["accuracy"] for row in results["rows"] if row["threat"] in allowed and row["norm"] == "linf"]
+        last = [row for row in results["rows"] if row["threat"] == threat][-1]
+        assert last["survivors"] and last["accuracy"] <= min(standing), "what fell before does not stand again"
+        assert results["worst_case"][trn][threat]["accuracy"] == last["accuracy"], "the last survivors are the worst case"
+    assert {"defended_only", "bare_only", "p"} == set(results["worst_case"][trn]["white_box"]["mcnemar"])
+    assert all(row["mcnemar"]["p"] <= 1 for row in results["rows"])
+
+    detected = {(entry["threat"], entry["view"], entry["title"]) for entry in results["detection"][trn]["attacks"]}
+    assert not any("apgd" in title or "square" in title for *_, title in detected), "survivors' rows have no detection figures"
+    assert results["randomised"] == {"none": False, trn: False}
+    curve = results["curves"][trn]
+    assert set(curve) == set(results["curves"]["none"]) == {"eps", "steps"}, "nothing is random, so there is no EOT curve"
+    assert curve["eps"]["n"] == 7 and [point["eps"] for point in curve["eps"]["points"]] == [0, pytest.approx(24 / 255)]
+    assert curve["eps"]["points"][0]["accuracy"] >= curve["eps"]["points"][1]["accuracy"]
+    assert [point["steps"] for point in curve["steps"]["points"]] == [1, 3]
+    assert not results["classifier"]["probabilities"]
+
+    folder = Path(full["output"])
+    (folder / "results.json").unlink()
+    for path in sorted(folder.glob("records/*/*.safetensors"))[::3]:
+        path.unlink()
+    assert without_timings(gandefense.evaluate(**full)) == without_timings(results), "a resumed evaluation ends the same"
+
+
+class Noisy(gandefense.Restorer):
+    """Adds noise: two passes over the same images differ."""
+
+    def forward(self, images: torch.Tensor) -> gandefense.Restoration:
+        nothing = torch.zeros(len(images))
+        noisy = (images + 0.4 * torch.randn_like(images)).clamp(0, 1)
+        return gandefense.Restoration(noisy, nothing, nothing.bool(), nothing, {})
+
+
+def test_a_randomised_defence_is_resubmitted(settings: dict[str, Any]) -> None:
+    name = f"{__name__}.Noisy"
+    white = {"views": ["exact"], "attacks": [{"attack": "pgd", "eps": "24/255", "steps": 2, "eot": 2}]}
+    curves = {"eot": [1, 2], "attack": {"attack": "pgd", "steps": 1}, "view": "exact", "images": 5}
+    results = gandefense.evaluate(**{**settings, "restorers": [name], "white_box": white, "curves": curves, "resubmissions": 4})
+    assert results["randomised"] == {"none": False, name: True}
+    white_row = results["rows"][-1]
+    assert (white_row["eot_samples"], white_row["resubmissions"]) == (2, 4)
+    assert all(row["resubmitted_accuracy"] <= row["accuracy"] for row in results["rows"])
+    assert any(row["resubmitted_accuracy"] < row["accuracy"] for row in results["rows"]), "noise this strong changes its mind"
+    assert results["worst_case"][name]["white_box"]["accuracy"] <= white_row["resubmitted_accuracy"]
+    assert [point["samples"] for point in results["curves"][name]["eot"]["points"]] == [1, 2]
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_table_of_one(
+    full: dict[str, Any], tmp_path: Path, python: Callable[..., Any], _small_root: Path
+) -> None:
+    from omegaconf import OmegaConf
+
+    limit = full.pop("limit")
+    full["restorers"] = [*full["restorers"]]
+    config = tmp_path / "evaluate.yaml"
+    OmegaConf.save(OmegaConf.create({**full, "output": None, "data": {"limit": limit, "root": str(_small_root)}}), config)
+    tables = []
+    for count in (1, 2):
+        folder = tmp_path / f"by{count}"
+        words = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", str(29600 + count)]
+        words += ["-m", "tests.helpers.with_small_cifar10", "tools/evaluate.py", str(config), f"output={folder}"]
+        done = python(*words)
+        assert done.returncode == 0, done.stderr
+        results = json.loads((folder / "results.json").read_text())
+        assert results["made"]["processes"] == count
+        tables.append(without_timings(results))
+    assert tables[0]["rows"] == tables[1]["rows"] and tables[0]["worst_case"] == tables[1]["worst_case"]
+    assert tables[0] == tables[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 
 from gandefense.attacks.suite import AttackSpec
 from gandefense.evaluation import figures
-from gandefense.evaluation.tables import Cell
+from gandefense.evaluation.cells import Cell
 
 NAMES = ("cat", "dog")
 
@@ -76,3 +77,28 @@ def test_gradient_maps_by_rank_have_no_class_names() -> None:
     assert panel.map_strips[0].captions == ["rank 1", "rank 2", "rank 3"]
     assert figures.label_maps(pictures, 3).unique().tolist() == [0.5], "no gradient is grey"
     assert figures.label_maps({}, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("cell", "title"),
+    [
+        (Cell("trn", "gray_box", "oblivious"), "trn — gray_box: clean"),
+        (Cell("trn", "gray_box", "oblivious", AttackSpec("gaussian[-1,1]", eps=0.2)), "trn — gray_box: gaussian[-1,1] 0.2"),
+        (Cell("trn", "black_box", "query", AttackSpec("square")), "trn — black_box, query: square-1000 8/255"),
+        (Cell("trn", "black_box", "transfer: other", AttackSpec("fgsm")), "trn — black_box, transfer: other: fgsm 8/255"),
+    ],
+)
+def test_a_panel_says_what_it_shows(cell: Cell, title: str) -> None:
+    images = torch.rand(1, 3, 4, 4)
+    classes = {name: torch.tensor([0]) for name in ("label", "clean", "attacked", "restored")}
+    assert figures.panel(0, cell, images, {"attacked": images, "restored": images}, classes, NAMES).title == title
+
+
+def test_long_names_make_file_names_that_a_disk_takes(tmp_path: Path) -> None:
+    images = torch.rand(1, 3, 4, 4)
+    classes = {name: torch.tensor([0]) for name in ("label", "clean", "attacked", "restored")}
+    cell = Cell("a/" * 100, "black_box", f"transfer: {'b/' * 100}", AttackSpec("fgsm"))
+    panels = [figures.panel(i, cell, images, {"attacked": images, "restored": images}, classes, NAMES) for i in range(2)]
+    for panel in panels:
+        (tmp_path / f"{panel.name}.png").write_bytes(panel.png)
+    assert len(list(tmp_path.iterdir())) == 2

@@ -45,6 +45,81 @@ def test_worst_case_needs_every_flag() -> None:
     assert metrics.worst_case(flags[:1]).tolist() == flags[0].tolist()
 
 
+def figure(right: int, count: int = 1000) -> dict[str, object]:
+    return {"accuracy": right / count, "ci95": list(metrics.wilson_interval(right, count))}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [(600, 500, True), (500, 600, False), (510, 500, False), (500, 500, False), (10, 0, True), (2, 0, False)],
+)
+def test_clearly_above(first: int, second: int, expected: bool) -> None:
+    assert metrics.clearly_above(figure(first), figure(second)) is expected
+
+
+def flags(defended_only: int, bare_only: int, both: int = 5, neither: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    defended = [True] * defended_only + [False] * bare_only + [True] * both + [False] * neither
+    bare = [False] * defended_only + [True] * bare_only + [True] * both + [False] * neither
+    return torch.tensor(defended, dtype=torch.bool), torch.tensor(bare, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("defended_only", "bare_only", "p"),
+    [
+        (0, 0, 1.0),
+        (3, 3, 1.0),
+        (1, 0, 1.0),
+        (5, 0, 2 / 2**5),
+        (0, 5, 2 / 2**5),
+        (8, 2, 2 * (1 + 10 + 45) / 2**10),
+        (2, 8, 2 * (1 + 10 + 45) / 2**10),
+    ],
+)
+def test_mcnemar(defended_only: int, bare_only: int, p: float) -> None:
+    expected = {"defended_only": defended_only, "bare_only": bare_only, "p": pytest.approx(p)}
+    assert metrics.mcnemar(*flags(defended_only, bare_only)) == expected
+    assert metrics.mcnemar(*flags(defended_only, bare_only, both=400, neither=0)) == expected, "agreement says nothing"
+
+
+def test_mcnemar_of_no_images() -> None:
+    assert metrics.mcnemar(*flags(0, 0, 0, 0)) == {"defended_only": 0, "bare_only": 0, "p": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("clean", "attacked", "fpr", "tpr"),
+    [
+        ([0.0, 1.0], [2.0, 3.0], [0, 0, 1], [0, 1, 1]),  # perfect
+        ([2.0, 3.0], [0.0, 1.0], [0, 1, 1], [0, 0, 1]),  # always wrong
+        ([1.0, 1.0], [1.0], [0, 1], [0, 1]),  # a tie is one step for both
+        ([0.0, 2.0], [1.0, 3.0], [0, 0, 0.5, 0.5, 1], [0, 0.5, 0.5, 1, 1]),
+    ],
+)
+def test_roc(clean: list[float], attacked: list[float], fpr: list[float], tpr: list[float]) -> None:
+    assert metrics.roc(torch.tensor(clean), torch.tensor(attacked)) == {"fpr": fpr, "tpr": tpr}
+
+
+@pytest.mark.parametrize("points", [101, 20, 2])
+def test_roc_is_thinned_to_points_that_thresholds_reach(points: int) -> None:
+    clean, attacked = torch.randn(700), torch.randn(900) + 1
+    curve = metrics.roc(clean, attacked, points)
+    pairs = list(zip(curve["fpr"], curve["tpr"], strict=True))
+    assert (pairs[0], pairs[-1]) == ((0, 0), (1, 1))
+    assert len(pairs) <= points and pairs == sorted(pairs)
+    limits = [-math.inf, *torch.cat([clean, attacked]).tolist()]
+    reached = {(metrics.share_above(clean, limit), metrics.share_above(attacked, limit)) for limit in limits}
+    assert set(pairs) <= reached
+
+
+def test_area_under_the_roc_is_the_auroc() -> None:
+    clean, attacked = torch.randint(0, 20, (300,)).float(), torch.randint(5, 25, (200,)).float()
+    curve = {name: torch.tensor(values) for name, values in metrics.roc(clean, attacked).items()}
+    assert torch.trapezoid(curve["tpr"], curve["fpr"]).item() == pytest.approx(metrics.auroc(clean, attacked), abs=1e-5)
+    clean, attacked = torch.randn(2000), torch.randn(2000) + 1.5
+    curve = {name: torch.tensor(values) for name, values in metrics.roc(clean, attacked).items()}
+    assert len(curve["fpr"]) > 90, "a hundred points of a smooth curve"
+    assert torch.trapezoid(curve["tpr"], curve["fpr"]).item() == pytest.approx(metrics.auroc(clean, attacked), abs=2e-3)
+
+
 @pytest.mark.parametrize(
     ("clean", "attacked", "expected"),
     [

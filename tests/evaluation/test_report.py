@@ -1,67 +1,19 @@
-"""The report: numbers as text, and nothing of a name that could break the page."""
+"""The report in text: terminal and Markdown, and what is written to a folder."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from pathlib import Path
 
 import pytest
+import torch
 
-from gandefense.evaluation import report, report_tables
+from gandefense.evaluation import figures, report
 from gandefense.evaluation.figures import Panel, Strip
-from gandefense.evaluation.page import page
+from tests.helpers import results as made
 
-NAME = "runs/<b>|mine"
-ROW = {
-    "restorer": NAME,
-    "threat": "gray_box",
-    "view": "oblivious",
-    "title": "clean",
-    "attack": "none",
-    "norm": "linf",
-    "eps": 0.0,
-}
-ROW |= {"steps": 0, "restarts": 1, "n": 4, "accuracy": 0.75, "ci95": [0.3, 0.95], "undefended_accuracy": 1.0}
-COST = {
-    "images_per_second": 1234.5,
-    "batch_size": 4,
-    "device": "cpu",
-    "threads": 2,
-    "parameters": 1000,
-    "classifier_parameters": 2000,
-}
-COST |= {"forward_passes": 2.0, "backward_passes": 10.0, "peak_memory_bytes": None}
-RESULTS: dict[str, Any] = {
-    "data": {"name": "cifar10", "file": None, "n": 4},
-    "classifier": {"name": "c", "parameters": 2000, "accuracy": 1.0, "ci95": [0.5, 1.0]},
-    "rows": [ROW, {**ROW, "title": "pgd-20", "attack": "pgd", "eps": 8 / 255, "steps": 20, "accuracy": 0.5}],
-    "worst_case": {NAME: {"gray_box": {"accuracy": 0.5, "ci95": [0.15, 0.85]}}},
-    "detection": {},
-    "restoration": {NAME: [{**ROW, "attacked": None, "restored": {"psnr": 31.234, "ssim": 0.98, "lpips": "missing"}}]},
-    "cost": {"none": COST, NAME: COST},
-    "checks": [{"name": "static_rule", "fired": True, "text": "x < y."}, {"name": "few_images", "fired": False, "text": "Fine."}],
-    "made": {"command": "evaluate", "seed": 0, "date": "2030-01-01", "seconds": 3, "versions": {"torch": "9"}},
-}
-
-
-def test_headline_has_a_row_for_the_classifier_alone() -> None:
-    table = report_tables.headline(RESULTS)
-    assert table.rows == [
-        ["none (classifier alone)", "100.0 % [50.0, 100.0]", "–", "–", "1,234"],
-        [NAME, "75.0 % [30.0, 95.0]", "50.0 % [15.0, 85.0]", "–", "1,234"],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("row", "shown"),
-    [
-        ({"attack": "none", "norm": "linf", "eps": 0.0}, "–"),
-        ({"attack": "pgd", "norm": "linf", "eps": 8 / 255}, "8/255"),
-        ({"attack": "pgd", "norm": "linf", "eps": 0.5 / 255}, "0.5/255"),
-        ({"attack": "gaussian[-1,1]", "norm": "noise", "eps": 0.3}, "0.3"),
-    ],
-)
-def test_budget(row: dict[str, Any], shown: str) -> None:
-    assert report_tables.budget(row) == shown
+PNG = figures.png(torch.zeros(3, 2, 4))
+PANEL = Panel("00_trn_pgd", "trn — pgd", ["clean", "attacked"], PNG, [Strip(b"strip", ["cat", "dog"], [True, False])], [])
 
 
 def test_text_table_is_aligned() -> None:
@@ -70,26 +22,74 @@ def test_text_table_is_aligned() -> None:
         "---------  ----",
         "wide cell  x",
     ]
+    assert report.text_table(["a", "accuracy"], [["x", "9.0 %"], ["y", "10.0 %"]]).splitlines() == [
+        "a  accuracy",
+        "-  --------",
+        "x     9.0 %",
+        "y    10.0 %",
+    ]
 
 
-def test_markdown_escapes_pipes_and_marks_what_fired() -> None:
-    text = report.markdown(RESULTS, [])
-    assert "runs/<b>\\|mine" in text
-    assert "- **!** x < y." in text and "- Fine." in text
-    assert "| – → 31.23 | – → 0.980 | missing |" in text
-    assert all(line.count("|") - line.count("\\|") == 6 for line in text.splitlines() if line.startswith("| none"))
+def test_terminal_begins_with_the_headline_and_ends_with_what_fired() -> None:
+    results = made.complete()
+    text = report.terminal(results)
+    blocks = text.split("\n\n")
+    assert [block.splitlines()[0] for block in (blocks[0], *blocks[2:5])] == [
+        "Do they hold?",
+        "gray_box",
+        "black_box",
+        "white_box",
+    ]
+    assert blocks[0].splitlines()[-1] == "1000 images; 95 % intervals in brackets"
+    static = blocks[1].splitlines()
+    assert [line[:2] for line in static] == ["! ", "! ", "  "] and "(+0.2 points, p = 0.50): no gain" in static[0]
+    fired = [finding["text"] for finding in results["checks"] if finding["fired"] and finding["name"] != "static_rule"]
+    assert blocks[5].splitlines() == [f"! {text}" for text in fired]
+    assert "steps × restarts" not in text and "right each time" in text
 
 
-def test_page_escapes_names_and_is_whole() -> None:
-    panel = Panel("p", f"{NAME} — x", ["clean"], b"png", [Strip(b"png", ["<cat>"], [True])], [])
-    text = page(RESULTS, [panel])
-    assert "<b>" not in text and "&lt;b&gt;" in text and "&lt;cat&gt;" in text
-    assert "x &lt; y." in text and text.rstrip().endswith("</html>")
-    assert "src=" in text and text.count("src=") == text.count('src="data:')
-    assert "prefers-color-scheme: dark" in text
+def test_markdown_has_every_part_in_its_order() -> None:
+    results = made.complete()
+    text = report.markdown(results, [PANEL], made.drawn())
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Do they hold?",
+        "gray_box",
+        "black_box",
+        "white_box",
+        "Accuracy against the budget",
+        "Accuracy against the attack's steps",
+        "Accuracy against EOT samples",
+        "Detection",
+        "Detector, restorer, both",
+        "Restoration",
+        "Cost",
+        "Images",
+        "Checks",
+        "How it was made",
+    ]
+    first = text.split("## gray_box")[0]
+    assert "- **!** cifar10/trn keeps 0.2 % under white_box" in first and "- runs/00007-random_resize keeps" in first
+    assert all(finding["text"] in text for finding in results["checks"])
+    assert "![Accuracy against the budget](pictures/curve_eps.png)" in text
+    assert "![trn — pgd](pictures/00_trn_pgd.png)" in text
+    assert "| – → 76.08 | – → 0.980 | – → 0.009 |" in text
 
 
-def test_terminal_prints_what_fired() -> None:
-    text = report.terminal(RESULTS)
-    assert "! x < y." in text and "Fine." not in text
-    assert "pgd-20" in text and "Do they hold?" in text
+def test_markdown_escapes_pipes_and_aligns_figures() -> None:
+    table = report.markdown_table(["a|b", "c"], [["x|y", "1"]])
+    assert table.splitlines() == ["| a\\|b | c |", "|---|---:|", "| x\\|y | 1 |"]
+
+
+def test_write_leaves_everything_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "draw", lambda results: made.drawn())
+    results = made.complete()
+    report.write(tmp_path, results, [PANEL])
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if "tensorboard" not in path.parts}
+    drawn = {f"pictures/{plot.name}.png" for plot in made.drawn()}
+    assert found == {"report.md", "report.html", "pictures/00_trn_pgd.png", *drawn}
+    assert (tmp_path / "pictures" / "00_trn_pgd.png").read_bytes() == PNG
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert all(name in text for name in found if name.startswith("pictures"))
+    assert list((tmp_path / "tensorboard").rglob("events.*"))
+    json.dumps(results)  # nothing was put into the results that JSON cannot hold

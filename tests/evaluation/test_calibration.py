@@ -1,0 +1,124 @@
+"""The evaluator against defences that do not hold, on real images and the shipped classifier; and against other libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import gandefense
+from gandefense import zoo
+from gandefense.attacks.suite import AttackSpec, attack
+from gandefense.config import DataConfig
+from gandefense.data import datasets, sources
+from gandefense.data.batches import to_float
+from gandefense.evaluation.metrics import wilson_interval
+
+EPS = 8 / 255
+IMAGES = 256
+OWN = "tests.helpers.calibration"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        any(not (sources.data_root() / "cifar10" / name).is_file() for name in sources.CIFAR10_FILES),
+        reason="CIFAR-10 is not here",
+    ),
+]
+
+
+def measure(folder: Path, views: list[str], attacks: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
+    """An evaluation of real test images at 8/255: naive attacks first, then what still stands is attacked by better ones."""
+    settings = {"gray_box": [], "white_box": {"views": views, "attacks": attacks}, **settings}
+    fixed = {"limit": IMAGES, "batch_size": 128, "images": 0, "validation_images": 64, "cost_batch_size": 16, "device": "cpu"}
+    return gandefense.evaluate(**fixed, **settings, output=str(folder / "out"))
+
+
+def row(results: dict[str, Any], **wanted: Any) -> dict[str, Any]:
+    """The one row with these entries."""
+    (found,) = [row for row in results["rows"] if all(row[key] == value for key, value in wanted.items())]
+    return found
+
+
+def fired(results: dict[str, Any]) -> set[str]:
+    return {finding["name"] for finding in results["checks"] if finding["fired"]}
+
+
+def test_a_quantiser_is_seen_through(tmp_path: Path) -> None:
+    """Its true gradient is zero, so that naive PGD stalls; the identity in its place breaks it."""
+    naive, better = {"attack": "pgd", "steps": 5}, {"attack": "pgd", "steps": 20, "survivors": True}
+    more = {"attack": "pgd", "steps": 40, "loss": "margin", "restarts": 2, "survivors": True, "views": ["straight_through"]}
+    attacks = [{**naive, "views": ["exact"]}, {**better, "views": ["straight_through"]}, more]
+    name = f"{OWN}.ThreeBit"
+    results = measure(tmp_path, ["straight_through", "exact"], attacks, restorers=[name])
+    assert row(results, restorer=name, view="exact", title="pgd-5")["accuracy"] > 0.3, "naive PGD was meant to stall"
+    assert results["worst_case"][name]["white_box"]["accuracy"] <= 0.01
+    assert "zero_gradients" in fired(results)
+
+
+def test_confident_logits_are_seen_through(tmp_path: Path) -> None:
+    """Logits times 1,000 leave cross-entropy without a gradient; a loss on the logits themselves does not care."""
+    attacks = [{"attack": "pgd", "steps": 5}, {"attack": "pgd", "steps": 20, "loss": "margin", "survivors": True}]
+    attacks.append({"attack": "apgd-dlr", "steps": 40, "survivors": True})
+    results = measure(tmp_path, ["detached"], attacks, restorers=["none"], classifier=f"{OWN}.Confident")
+    assert row(results, title="pgd-5")["accuracy"] > 0.3, "cross-entropy was meant to stall"
+    assert results["worst_case"]["none"]["white_box"]["accuracy"] <= 0.01
+
+
+def test_randomness_is_seen_through(tmp_path: Path) -> None:
+    """Without EOT an attacker aims at a draw that does not come back; with it the table shows what that was worth."""
+    attacks = [{"attack": "pgd", "steps": 5}, {"attack": "pgd", "steps": 10, "eot": 5}]
+    attacks.append({"attack": "pgd", "steps": 20, "eot": 10, "loss": "margin", "survivors": True})
+    name = f"{OWN}.RandomResize"
+    results = measure(tmp_path, ["exact"], attacks, restorers=[name], resubmissions=10)
+    assert results["randomised"] == {"none": False, name: True}
+    rows = [row for row in results["rows"] if row["restorer"] == name and row["threat"] == "white_box"]
+    assert [row["eot_samples"] for row in rows] == [1, 5, 10], "the table shows both"
+    assert rows[1]["accuracy"] < rows[0]["accuracy"] and rows[1]["resubmissions"] == 10
+    assert rows[1]["resubmitted_accuracy"] <= rows[1]["accuracy"]
+    assert results["worst_case"][name]["white_box"]["accuracy"] <= 0.05
+    assert "randomised" in fired(results)
+
+
+def some(count: int) -> tuple[Tensor, Tensor]:
+    """Real test images (count, 3, 32, 32) in [0, 1] and their labels."""
+    data = datasets.load(DataConfig(limit=count), "test", seed=0)
+    return to_float(data.images), data.labels
+
+
+@pytest.mark.parametrize(("name", "steps"), [("apgd-ce", 10), ("apgd-t", 4)])
+def test_autopgd_is_that_of_the_library_called_directly(name: str, steps: int) -> None:
+    """On an adversarially trained network, image by image."""
+    from pyautoattack import AutoAttack
+
+    network = zoo.load_classifier("cifar10/adversarial-small")
+    images, labels = some(IMAGES)
+    ours = attack(network, images, labels, AttackSpec(name, eps=EPS, steps=steps), seed=3)
+    theirs = AutoAttack(network, attacks=[name], eps=EPS, seed=3, version="custom")
+    theirs.verbose = False
+    theirs.apgd.n_restarts, theirs.apgd.n_iter, theirs.apgd_targeted.n_iter = 1, steps, steps
+    with torch.random.fork_rng(devices=[]):
+        theirs.run_standard_evaluation(images, labels, batch_size=IMAGES)
+        adversarial = theirs.run_standard_evaluation(images, labels, batch_size=IMAGES)
+    adversarial = adversarial[0] if isinstance(adversarial, tuple) else adversarial
+    with torch.no_grad():
+        wrong = network(adversarial).argmax(1) != labels
+    assert 0.05 < ours.success.float().mean() < 0.95, "nothing is compared where all or none break"
+    assert torch.equal(ours.success, wrong)
+
+
+def test_an_independent_library_agrees_on_trn() -> None:
+    """torchattack's PGD on the whole defence as a plain module leaves what ours leaves, within the interval."""
+    torchattack = pytest.importorskip("torchattack")
+    defended = gandefense.load("cifar10/trn")
+    images, labels = some(32)
+    steps, eps = 3, 4 / 255
+    theirs = torchattack.PGD(defended, eps=eps, steps=steps, alpha=eps / 4, device=torch.device("cpu"))(images, labels)
+    ours = attack(defended.view("exact"), images, labels, AttackSpec("pgd", eps=eps, steps=steps), seed=0)
+    with torch.no_grad():
+        right = int((defended(theirs).argmax(1) == labels).sum())
+    low, high = wilson_interval(right, len(labels))
+    assert low <= 1 - ours.success.float().mean().item() <= high

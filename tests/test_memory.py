@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from gandefense.memory import in_halves
+
+OUT = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes"
+
+
+def limited(most: int, seen: list[int], message: str = OUT):
+    """Work that memory does for `most` images at a time."""
+
+    def work(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(len(images))
+        if len(images) > most:
+            raise RuntimeError(message)
+        return images * 2, labels + 1
+
+    return work
+
+
+@pytest.mark.parametrize(("most", "calls"), [(7, [7]), (4, [7, 3, 4]), (1, None)])
+def test_halves_until_it_fits(most: int, calls: list[int] | None) -> None:
+    seen: list[int] = []
+    images, labels = torch.arange(7.0)[:, None], torch.arange(7)
+    if most < 7:
+        with pytest.warns(UserWarning, match="memory does not do for 7 images"):
+            doubled, more = in_halves(limited(most, seen), images, labels)
+    else:
+        doubled, more = in_halves(limited(most, seen), images, labels)
+    assert torch.equal(doubled, images * 2) and torch.equal(more, labels + 1)
+    assert calls is None or seen == calls
+
+
+def test_gives_up_at_one_image_and_lets_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"), pytest.warns(UserWarning):
+        in_halves(limited(0, []), torch.zeros(2, 1), torch.zeros(2))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        in_halves(limited(1, [], "shapes differ"), torch.zeros(2, 1), torch.zeros(2))

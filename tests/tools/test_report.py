@@ -1,0 +1,72 @@
+"""tools/report.py"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gandefense.evaluation import report, report_tables
+from tests.helpers import results as made
+
+TOOL = str(Path(__file__).parent.parent.parent / "tools" / "report.py")
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run the tool with words: exit status, standard output, standard error."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [TOOL, *map(str, words)])
+        status = 0
+        try:
+            runpy.run_path(TOOL, run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(made.complete()), encoding="utf-8")
+    return file
+
+
+def test_prints_the_table_that_is_asked_for(tool: Callable, path: Path) -> None:
+    readme = report_tables.readme_table(made.complete()) + "\n"
+    assert tool(path) == tool(path, "table=readme") == (0, readme, "")
+    assert tool(path, "table=terminal") == (0, report.terminal(made.complete()) + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no results given; usage: python tools/report.py RESULTS.json"),
+        (["{path}", "table=fancy"], "expected table=readme or table=terminal, got table=fancy"),
+        (["{path}", "tables=readme"], "expected table=readme or table=terminal, got tables=readme"),
+        (["{path}", "{path}"], "expected one config file"),
+        (["absent.json"], "absent.json cannot be read as results"),
+        ([TOOL], "cannot be read as results"),
+        (["{folder}"], "cannot be read as results"),
+        (["{list}"], "is no results.json of an evaluation"),
+        (["{other}"], "is no results.json of an evaluation"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(tool: Callable, path: Path, words: list[str], message: str) -> None:
+    places = {"path": path, "folder": path.parent, "list": path.parent / "list.json", "other": path.parent / "other.json"}
+    places["list"].write_text("[1]", encoding="utf-8")
+    places["other"].write_text('{"schema": 2}', encoding="utf-8")
+    status, out, err = tool(*(word.format(**places) for word in words))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
