@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 plots = ["matplotlib>=3.8"]
+fid = ["torch-fidelity>=0.3"]
 
 setup(
     name="gandefense",
@@ -32,5 +33,5 @@ setup(
         "tensorboard>=2.16",
         "tqdm>=4.66",
     ],
-    extras_require={"plots": plots, "dev": [*plots, "pytest>=8", "ruff>=0.6", "torchattack>=1.7"]},
+    extras_require={"plots": plots, "fid": fid, "dev": [*plots, *fid, "pytest>=8", "ruff>=0.6", "torchattack>=1.7"]},
 )

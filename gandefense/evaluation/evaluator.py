@@ -16,9 +16,9 @@ import torch
 from gandefense import config as configuration
 from gandefense import distributed, zoo
 from gandefense.data import datasets
-from gandefense.data.batches import batches
+from gandefense.data.batches import batches, to_float
 from gandefense.errors import UserError
-from gandefense.evaluation import checks, cost, figures, metrics, report, tables
+from gandefense.evaluation import checks, cost, fid, figures, metrics, report, tables
 from gandefense.evaluation.cells import NO_RESTORER, Cell, validation_key, zero_key
 from gandefense.evaluation.measurement import Measurement, all_versions
 from gandefense.evaluation.settings import AttackEntry, BlackBoxConfig, CurvesConfig, EvaluateConfig, WhiteBoxConfig, resolve
@@ -181,6 +181,8 @@ def tabulate(measurement: Measurement, outcomes: dict[Cell, Outcome]) -> dict[st
         "randomised": measurement.randomised,
         "curves": curves(measurement),
     }
+    if config.fid:
+        fid.add(results["restoration"], outcomes, (to_float(measurement.data.images) * 255).round().byte())
     results["checks"] = checks.run(results)
     return results
 

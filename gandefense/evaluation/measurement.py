@@ -127,7 +127,7 @@ class Measurement:
         """Everything that the records depend on; how figures are read off them (rates, cost) is not part of it."""
         asked = configuration.to_dict(self.config)
         kept = ("data", "classifier", "restorers", "seed", "batch_size", "gray_box", "black_box", "white_box", "curves")
-        kept = (*kept, "resubmissions", "validation_images", "false_positive_rates", "images")
+        kept = (*kept, "resubmissions", "validation_images", "false_positive_rates", "fid", "images")
         asked["data"] = {"name": self.config.data.name, "file": self.config.data.file, "limit": self.config.data.limit}
         return {
             **{name: asked[name] for name in kept},
@@ -320,7 +320,12 @@ class Measurement:
             "changed": (attacked != batch.images).flatten(1).any(1),
             **metrics.quality(attacked, batch.images, self.lpips),
         }
+        values |= self._kept(attacked)
         return {**{f"{prefix}{name}": value for name, value in values.items()}, **self._picture(batch, "attacked", attacked)}
+
+    def _kept(self, images: Tensor) -> dict[str, Tensor]:
+        """All images at 8 bits, where FID is asked for."""
+        return {"images": (images * 255).round().byte()} if self.config.fid else {}
 
     def _restore(self, defended: DefendedClassifier, images: Tensor, key: str, batch: Batch) -> Restoration:
         """A restoration with random parts that depend on key and batch alone."""
@@ -343,7 +348,7 @@ class Measurement:
         restoration = self._restore(defended, attacked, cell.key, batch)
         maps = {f"map {name}": tensor for name, tensor in restoration.maps.items()}
         record = {"prediction": predict(defended.classifier, restoration.images), "score": restoration.score}
-        record |= metrics.quality(restoration.images, batch.images, self.lpips)
+        record |= metrics.quality(restoration.images, batch.images, self.lpips) | self._kept(restoration.images)
         if self.randomised[cell.restorer]:
             record["predictions"] = self._predictions(defended, batch, attacked, cell)
         for name, tensor in {"restored": restoration.images, **maps}.items():

@@ -86,12 +86,15 @@ def four_way_table(results: dict[str, Any]) -> Table:
 def restoration_table(results: dict[str, Any]) -> Table:
     """PSNR, SSIM and LPIPS against the clean image, attacked → restored."""
     rows = []
+    figures = [("psnr", 2), ("ssim", 3), ("lpips", 3)]
+    if results["restoration"] and all("fid" in entry["restored"] for found in results["restoration"].values() for entry in found):
+        figures.append(("fid", 1))
     for restorer, entries in results["restoration"].items():
         for entry in entries:
             before, after = entry["attacked"] or {}, entry["restored"]
             pairs = [
                 f"{number(before.get(name), digits)} → {number(after[name], digits)}" if after[name] != MISSING else MISSING
-                for name, digits in (("psnr", 2), ("ssim", 3), ("lpips", 3))
+                for name, digits in figures
             ]
             rows.append([restorer, attack_of(entry), budget(entry), view(entry), str(entry["n"]), *pairs])
     note = (
@@ -100,6 +103,9 @@ def restoration_table(results: dict[str, Any]) -> Table:
         "“missing” where its AlexNet backbone is not on the machine."
     )
     header = ["restorer", "attack", "eps", "view", "n", "PSNR (dB)", "SSIM", "LPIPS (less is better)"]
+    if len(figures) > 3:
+        header.append("FID (less is better)")
+        note += " FID, by torch-fidelity, compares all images with all clean ones; few images bias it upwards."
     return Table("restoration", "Restoration", note, header, rows)
 
 

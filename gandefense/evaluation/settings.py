@@ -16,6 +16,7 @@ from gandefense.attacks.threats import VIEWS
 from gandefense.config import DataConfig
 from gandefense.data import datasets
 from gandefense.errors import UserError
+from gandefense.evaluation import fid
 from gandefense.evaluation.cells import NO_RESTORER
 
 
@@ -105,6 +106,7 @@ class EvaluateConfig:
     validation_images: int = 1000  # clean ones, for the detectors' thresholds; more would hardly move one at 1 %
     resubmissions: int = 10  # how often an image is handed to a randomised defence; the attacker needs one mistake
     false_positive_rates: list[float] = field(default_factory=lambda: [0.01, 0.05])  # detectors are read at these
+    fid: bool = False  # also the FID of attacked and restored images; needs the extra gandefense[fid], and many images
     images: int = 4  # test images shown in the report, per restorer and attack (at most one batch)
     cost_batch_size: int = 100  # images per batch when speed is measured
 
@@ -185,6 +187,8 @@ def check(config: EvaluateConfig) -> None:
             raise UserError(f"{what} lists something twice: {', '.join(map(str, names))}")
     if not config.restorers:
         raise UserError("restorers is empty; name at least one, or none (the classifier alone): restorers=[none]")
+    if config.fid:
+        fid.check_installed()
     _check_networks(config)
 
 

@@ -217,12 +217,8 @@ def restoration(outcomes: Outcomes, *, lpips: bool) -> dict[str, list[dict[str, 
             continue
         which = torch.ones_like(outcome.changed) if cell.spec is None else outcome.changed
         attacked = None if cell.spec is None else _means(outcome.attacked, which, lpips)
-        entry = {
-            **cell.identity(),
-            "n": int(which.sum()),
-            "attacked": attacked,
-            "restored": _means(outcome.restored, which, lpips),
-        }
+        restored = _means(outcome.restored, which, lpips)
+        entry = {**cell.identity(), "n": int(which.sum()), "attacked": attacked, "restored": restored}
         result.setdefault(cell.restorer, []).append(entry)
     return result
 
