@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from gandefense.errors import UserError
 
 
 def rank() -> int:
@@ -39,14 +42,21 @@ def from_first(value: str) -> str:
 def processes(device: torch.device) -> Iterator[None]:
     """Join the process group when torchrun started this process; otherwise do nothing.
 
-    gloo on CPUs, NCCL on CUDA devices, of which each process takes the one of its local rank.
+    Processes only wait for each other and exchange a line of text, for which gloo does on every device; the waiting may
+    take as long as the slowest share of the work. Of several CUDA devices each process takes the one of its local rank.
+
+    Raises:
+        UserError: more processes than CUDA devices.
     """
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise UserError(f"process {local} finds no CUDA device: start {torch.cuda.device_count()} a machine at most")
+        torch.cuda.set_device(local)
+    dist.init_process_group("gloo", timeout=timedelta(days=7))
     try:
         yield
     finally:

@@ -48,7 +48,8 @@ def fit_to_machine(settings: GANConfig, asked: list[str]) -> None:
         return
     settings.train.steps = max(LEAST_STEPS, round(share * settings.train.steps))
     settings.distil.steps = max(LEAST_STEPS // 4, round(share * settings.distil.steps))
-    settings.data.limit = max(2048, round(share * settings.data.limit))
+    if not any(word.startswith("data.limit=") for word in asked):
+        settings.data.limit = max(2048, round(share * settings.data.limit))
     settings.attacked.rows = max(1024, round(share * settings.attacked.rows))
     settings.validation_rows = max(128, round(share * settings.validation_rows))
     settings.run.image_every = settings.train.steps // 2

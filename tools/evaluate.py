@@ -6,6 +6,8 @@ A killed evaluation goes on when it is started again with the same output=FOLDER
 usage: python tools/evaluate.py CONFIG [restorers=[cifar10/trn,cifar10/gan]] [output=FOLDER] [data.limit=N] [key=value …]
 """
 
+import os
+
 from gandefense import config
 from gandefense.command_line import run_tool, split_arguments
 from gandefense.errors import UserError
@@ -17,6 +19,8 @@ def main(arguments: list[str]) -> None:
     if path is None:
         raise UserError("no config file given; usage: python tools/evaluate.py CONFIG [key=value …]")
     results = evaluator.evaluate(config.load(evaluator.EvaluateConfig, path, overrides))
+    if os.environ.get("RANK", "0") != "0":  # one of several processes under torchrun says it
+        return
     print(report.terminal(results))
     print(f"\nreport: {results['made']['output']}/report.html")
 

@@ -90,7 +90,10 @@ class AttackSpec:
         """The size of one step in pixel units; None where the attack chooses it as it goes, and for noise."""
         if self.attack not in STEP_SHARES:
             return None
-        return self.step_size or STEP_SHARES[self.attack] * self.eps
+        share = STEP_SHARES[self.attack]
+        if self.attack in MANY_STEPS:  # fewer steps than the usual ones must still be able to reach the budget's edge
+            share = max(share, 1 / self.steps)
+        return self.step_size or share * self.eps
 
     def title(self) -> str:
         """A short name for tables, such as "pgd-20 margin eot-10"; "autoattack" alone is the standard one, uncut."""

@@ -68,11 +68,14 @@ class Cell:
         stands = "/survivors" if self.survivors else ""
         return f"{self.restorer}/{self.threat}/{self.view}/{spec_key(self.spec)}{stands}"
 
-    def bare(self) -> Cell:
-        """The same attack on the classifier alone; what only a defence can have (a detector, randomness) is left out."""
+    def bare(self, *, randomised: bool = False) -> Cell:
+        """The same attack on the classifier alone; what only a defence has (a detector, randomness) is left out.
+
+        `randomised`: the classifier itself is random, so that averaging over its draws counts.
+        """
         spec = self.spec
         if spec is not None:
-            spec = replace(spec, loss="ce" if spec.loss == "joint" else spec.loss, eot=1)
+            spec = replace(spec, loss="ce" if spec.loss == "joint" else spec.loss, eot=spec.eot if randomised else 1)
         view = "oblivious" if self.threat in ("white_box", "curve") else self.view
         return Cell(NO_RESTORER, self.threat, view, spec, self.survivors)
 
@@ -111,24 +114,24 @@ def spec_key(spec: AttackSpec | None) -> str:
     )
 
 
-def table_cells(config: EvaluateConfig, restorer: str, *, randomised: bool) -> list[Cell]:
+def table_cells(config: EvaluateConfig, restorer: str, *, randomised: bool, random_classifier: bool = False) -> list[Cell]:
     """The cells of a restorer in their order: clean, gray_box, black_box, white_box (attack by attack, view by view).
 
     Averaging gradients over random draws changes nothing where nothing is random: there, `eot` is taken as 1.
     """
 
-    def spec_of(entry: AttackEntry) -> AttackSpec:
-        return entry.spec() if randomised else replace(entry.spec(), eot=1)
+    def spec_of(entry: AttackEntry, random: bool = random_classifier) -> AttackSpec:
+        return entry.spec() if random else replace(entry.spec(), eot=1)
 
     black, white = config.black_box, config.white_box
     cells = [Cell(restorer, "gray_box", "oblivious", None)]
-    cells += [Cell(restorer, "gray_box", "oblivious", entry.spec(), entry.survivors) for entry in config.gray_box]
+    cells += [Cell(restorer, "gray_box", "oblivious", spec_of(entry), entry.survivors) for entry in config.gray_box]
     for source in black.sources:
-        cells += [Cell(restorer, "black_box", f"{TRANSFER}{source}", entry.spec()) for entry in black.transfer]
+        cells += [Cell(restorer, "black_box", f"{TRANSFER}{source}", spec_of(entry)) for entry in black.transfer]
     cells += [Cell(restorer, "black_box", QUERY, entry.spec(), entry.survivors) for entry in black.queries]
     for entry in white.attacks:
         views = white.views if entry.views is None else entry.views
-        cells += [Cell(restorer, "white_box", view, spec_of(entry), entry.survivors) for view in views]
+        cells += [Cell(restorer, "white_box", view, spec_of(entry, randomised), entry.survivors) for view in views]
     return list(dict.fromkeys(cells))
 
 
@@ -146,12 +149,13 @@ def curve_cells(config: EvaluateConfig, restorer: str, *, randomised: bool) -> d
 
 
 def earlier(cell: Cell, cells: Iterable[Cell]) -> list[Cell]:
-    """The cells whose survivors a cell attacks: those of its restorer before it that its attacker may use, and clean images."""
+    """The cells whose survivors a cell attacks: clean images, and those before it that its attacker may use within its eps."""
     before = []
     for other in cells:
         if other == cell:
             break
-        if other.spec is None or (other.adversarial and other.threat in ALSO[cell.threat]):
+        allowed = other.adversarial and other.threat in ALSO[cell.threat] and other.spec.eps <= cell.spec.eps
+        if other.spec is None or allowed:
             before.append(other)
     return before
 
@@ -164,8 +168,3 @@ def validation_key(restorer: str) -> str:
 def zero_key(restorer: str, view: str) -> str:
     """The record of how much of a view's gradient is exactly zero, on the first batch."""
     return f"{restorer}/zero_gradient/{view}"
-
-
-def random_key(restorer: str) -> str:
-    """The record of whether two passes over the same images differ."""
-    return f"{restorer}/randomised"

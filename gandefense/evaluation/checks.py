@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -127,10 +126,10 @@ def randomised(restorer: str, rows: list[Figure], *, random: bool) -> Finding:
     """Where a defence is random, one figure is one draw, an attack must average (EOT), and an attacker may try again."""
     name = "randomised"
     if not random:
-        return finding(name, False, f"{restorer}: two passes over the same images agree, so nothing in it is random.")
+        return finding(name, False, f"{restorer}: several passes over the same images agree, so it is taken to be deterministic.")
     mine = [row for row in rows if row["restorer"] == restorer]
     samples = max((row.get("eot_samples") or 1 for row in mine if row["threat"] == "white_box"), default=1)
-    said = f"{restorer} is random: two passes over the same images differ"
+    said = f"{restorer} is random: passes over the same images differ"
     if samples > 1:
         said += f"; white_box attacks averaged gradients over up to {samples} draws (EOT)"
     else:
@@ -194,10 +193,12 @@ def run(results: dict[str, Any]) -> list[Finding]:
     rows, worst, classifier = results["rows"], results["worst_case"], results.get("classifier", {})
     restorers = [name for name in dict.fromkeys(row["restorer"] for row in rows) if name != NO_RESTORER]
     findings = []
+    if results.get("randomised", {}).get(NO_RESTORER):
+        findings.append(randomised(NO_RESTORER, rows, random=True))
     for restorer in restorers:
         mine = worst.get(restorer, {})
         findings.append(static_rule(restorer, mine.get("white_box"), worst.get(NO_RESTORER, {}).get("white_box")))
-        own = {threat: entry["own"] for threat, entry in mine.items()}
+        own = {threat: entry["own"] for threat, entry in mine.items() if entry["own"] is not None}
         findings.append(white_above_gray(restorer, own.get("white_box"), own.get("gray_box")))
         if "black_box" in own:
             findings.append(black_beats_white(restorer, own["black_box"], own.get("white_box")))
@@ -213,19 +214,14 @@ def run(results: dict[str, Any]) -> list[Finding]:
     findings += _steps(whole, restorers)
     findings += _leaks(whole)
     findings += curve_checks.run(results.get("curves", {}), results.get("data", {}).get("classes"))
-    for row in _first_of(rows, lambda row: row["zero_gradient"] is not None, ("restorer", "view")):
-        findings.append(zero_gradients(row["restorer"], row["view"], row["zero_gradient"]))
+    blind: dict[tuple[str, str], float] = {}  # the blindest attack of each view tells
+    for row in rows:
+        if row["zero_gradient"] is not None:
+            which = (row["restorer"], row["view"])
+            blind[which] = max(blind.get(which, 0.0), row["zero_gradient"])
+    findings += [zero_gradients(restorer, view, share) for (restorer, view), share in blind.items()]
     findings.append(few_images(rows, rows[0]["n"]))
     return findings
-
-
-def _first_of(rows: list[Figure], wanted: Callable[[Figure], bool], keys: tuple[str, ...]) -> list[Figure]:
-    """The first wanted row for each combination of keys."""
-    first: dict[tuple, Figure] = {}
-    for row in rows:
-        if wanted(row):
-            first.setdefault(tuple(row[key] for key in keys), row)
-    return list(first.values())
 
 
 def _steps(rows: list[Figure], restorers: list[str]) -> list[Finding]:

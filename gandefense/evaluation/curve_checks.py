@@ -50,7 +50,7 @@ def huge_eps(subject: str, curve: Figure, classes: int) -> Finding:
             f"{said}: the curve ends at {pixels(point['eps'])}, so whether a huge eps reaches chance is not measured.",
         )
     said += f": {percent(point['accuracy'])} at {pixels(point['eps'])}, chance is {percent(1 / classes)}"
-    if point["ci95"][0] > 1 / classes + CHANCE_MARGIN:
+    if point["accuracy"] > 1 / classes + CHANCE_MARGIN:
         return finding(name, True, f"{said}; a budget that can hide any image must get there, so the attack is too weak.")
     return finding(name, False, f"{said}: the attack gets there, as it should.")
 
@@ -70,7 +70,7 @@ def still_falling(subject: str, curve: Figure, what: str) -> Finding:
         return finding(
             "still_falling", True, f"{said}, {moved}; the attack has not converged, and more {what} would do more harm."
         )
-    return finding("still_falling", False, f"{said}, {moved}: the attack has converged.")
+    return finding("still_falling", False, f"{said}, {moved}: no clear harm from more.")
 
 
 def run(curves: dict[str, dict[str, Figure]], classes: int | None) -> list[Finding]:

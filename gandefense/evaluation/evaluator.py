@@ -7,7 +7,6 @@ import json
 import shlex
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from gandefense.evaluation.cells import NO_RESTORER, Cell, validation_key, zero_
 from gandefense.evaluation.measurement import Measurement, all_versions
 from gandefense.evaluation.settings import AttackEntry, BlackBoxConfig, CurvesConfig, EvaluateConfig, WhiteBoxConfig, resolve
 from gandefense.evaluation.tables import Outcome
-from gandefense.files import locked, write_text
+from gandefense.files import write_text
 from gandefense.training.state import choose_device
 
 __all__ = ["AttackEntry", "BlackBoxConfig", "CurvesConfig", "EvaluateConfig", "WhiteBoxConfig", "evaluate"]
@@ -57,17 +56,12 @@ def evaluate(config: EvaluateConfig | str | Path | None = None, **settings: Any)
         with torch.random.fork_rng(devices=[]):  # networks are built with random weights before theirs are read
             measurement = Measurement(config, device)
         # CUDA convolutions would round to TF32 otherwise, and need not repeat themselves
-        with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False), _held(measurement.folder):
+        with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False), measurement.opened():
             measurement.run()
             if distributed.rank() == 0:
                 _write(measurement, begun)
         distributed.barrier()
         return json.loads((measurement.folder / "results.json").read_text(encoding="utf-8"))
-
-
-def _held(folder: Path) -> AbstractContextManager:
-    """The output folder, held against another evaluation by the first process."""
-    return locked(folder, wait=False) if distributed.rank() == 0 else nullcontext()
 
 
 def _write(measurement: Measurement, begun: float) -> None:
@@ -97,14 +91,15 @@ def _write(measurement: Measurement, begun: float) -> None:
 def outcome(measurement: Measurement, cell: Cell) -> Outcome:
     """What the records say about every image of a cell."""
     labels, count, records = measurement.data.labels, measurement.count, measurement.records
-    alone = records.columns(cell.bare().key, count)
+    alone = records.columns(measurement.bare(cell).key, count)
     undefended = alone["prediction"] == labels
     undefended_passes = _passes(alone, labels)
     if cell.restorer == NO_RESTORER:  # every view of no defence is the classifier
         changed = alone.get("changed", alone.get("tried"))
         return Outcome(undefended, undefended, undefended, changed, passes=undefended_passes, undefended_passes=undefended_passes)
     restored = records.columns(cell.key, count)
-    right = restored["prediction"] == labels
+    passes = _passes(restored, labels)
+    right = restored["prediction"] == labels if passes is None else passes[:, 0]
     if cell.survivors:
         return Outcome(right, undefended, undefended, restored["tried"], undefended_passes=undefended_passes)
     met, share = alone, None
@@ -123,7 +118,7 @@ def outcome(measurement: Measurement, cell: Cell) -> Outcome:
         attacked=met,
         restored=restored,
         zero_gradient=share,
-        passes=_passes(restored, labels),
+        passes=passes,
         undefended_passes=undefended_passes,
     )
 
@@ -182,7 +177,8 @@ def tabulate(measurement: Measurement, outcomes: dict[Cell, Outcome]) -> dict[st
         "curves": curves(measurement),
     }
     if config.fid:
-        fid.add(results["restoration"], outcomes, (to_float(measurement.data.images) * 255).round().byte())
+        clean_images = (to_float(measurement.data.images) * 255).round().byte()
+        fid.add(results["restoration"], outcomes, clean_images, cuda=measurement.device.type == "cuda")
     results["checks"] = checks.run(results)
     return results
 
@@ -199,12 +195,13 @@ def draw(measurement: Measurement, shown: list[Cell]) -> list[figures.Panel]:
     for cell in shown:
         if cell.restorer == NO_RESTORER or cell.survivors:
             continue
-        alone = records.read(cell.bare().key, 0)
+        bare = measurement.bare(cell).key
+        alone = records.read(bare, 0)
         pictures, attacked = records.pictures(cell.key), alone["prediction"]
         if cell.own:
             attacked = records.read(cell.key, 0)["attacked_prediction"]
         else:
-            pictures = records.pictures(cell.bare().key) | pictures
+            pictures = records.pictures(bare) | pictures
         seen = {
             "clean": records.read(Cell(NO_RESTORER, "gray_box", "oblivious").key, 0)["prediction"],
             "attacked": attacked,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gandefense.errors import UserError
-from gandefense.evaluation.tables import Outcomes
+from gandefense.evaluation.tables import MISSING, Outcomes
 
 EXTRACTOR = "inception-v3-compat"  # the network and the weights that published figures are made with
 
@@ -35,22 +36,34 @@ def check_installed() -> None:
         raise UserError("fid=true needs torch-fidelity; install it with: pip install 'gandefense[fid]'") from None
 
 
-def add(table: dict[str, list[dict[str, Any]]], outcomes: Outcomes, clean: Tensor) -> None:
-    """Write "fid" beside the other figures of `tables.restoration`, against the clean images (N, C, H, W) at 8 bits."""
+def add(table: dict[str, list[dict[str, Any]]], outcomes: Outcomes, clean: Tensor, *, cuda: bool) -> None:
+    """Write "fid" beside the other figures of `tables.restoration`, against the clean images (N, C, H, W) at 8 bits.
+
+    Where Inception's weights cannot be had, the figure is "missing".
+    """
+
+    def figure(images: Tensor) -> float | str:
+        try:
+            return fid(images, clean, cuda=cuda)
+        except UserError as error:
+            warnings.warn(str(error), stacklevel=2)
+            return MISSING
+
     for restorer, entries in table.items():
         cells = [cell for cell in outcomes if cell.restorer == restorer and not cell.survivors]
         for cell, entry in zip(cells, entries, strict=True):
-            entry["restored"]["fid"] = fid(outcomes[cell].restored["images"], clean)
+            entry["restored"]["fid"] = figure(outcomes[cell].restored["images"])
             if entry["attacked"] is not None:
-                entry["attacked"]["fid"] = fid(outcomes[cell].attacked["images"], clean)
+                entry["attacked"]["fid"] = figure(outcomes[cell].attacked["images"])
 
 
-def fid(images: Tensor, reference: Tensor, *, extractor: str = EXTRACTOR) -> float:
+def fid(images: Tensor, reference: Tensor, *, cuda: bool = False, extractor: str = EXTRACTOR) -> float:
     """Fréchet inception distance (Heusel et al. 2017) between two sets of images; it is biased upwards for small sets.
 
     Args:
         images: (N, C, H, W) uint8.
         reference: (M, C, H, W) uint8.
+        cuda: compute on the CUDA device.
         extractor: a feature extractor that torch-fidelity knows.
 
     Raises:
@@ -64,7 +77,7 @@ def fid(images: Tensor, reference: Tensor, *, extractor: str = EXTRACTOR) -> flo
                 input1=_Pictures(images),
                 input2=_Pictures(reference),
                 fid=True,
-                cuda=torch.cuda.is_available(),
+                cuda=cuda,
                 feature_extractor=extractor,
                 save_cpu_ram=True,
                 verbose=False,

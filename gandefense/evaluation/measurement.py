@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gandefense.attacks.suite import AttackSpec, attack, predict
 from gandefense.attacks.threats import target
 from gandefense.data import datasets
 from gandefense.data.batches import batches
+from gandefense.errors import UserError
 from gandefense.evaluation import checks, metrics
 from gandefense.evaluation.cells import (
     NO_RESTORER,
@@ -32,7 +34,7 @@ from gandefense.evaluation.cells import (
 )
 from gandefense.evaluation.records import PANEL, Records, code_hash, prepare_folder, tensor_hash
 from gandefense.evaluation.settings import EvaluateConfig
-from gandefense.files import numbered_folder, print_interval
+from gandefense.files import locked, numbered_folder, print_interval
 from gandefense.memory import in_halves
 from gandefense.restorers.base import DefendedClassifier, Restoration
 from gandefense.training.run import versions
@@ -58,6 +60,17 @@ def all_versions() -> dict[str, str]:
     """Versions of everything that a figure depends on."""
     names = ("gandefense", "torchvision", "piq", "lpips", "pyautoattack")
     return {**versions(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def new_folder(output: str | None) -> Path:
+    """The output folder, made if need be, a new numbered one in runs/ for None; raises UserError where it cannot be made."""
+    if output is None:
+        return numbered_folder(Path("runs"), "evaluate")
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to the output folder {output}: {error.strerror}") from None
+    return Path(output)
 
 
 def look_like_probabilities(outputs: Tensor) -> bool:
@@ -97,14 +110,6 @@ class Measurement:
         self.data = datasets.load(config.data, "test", seed=config.seed)
         held_out = replace(config.data, limit=config.validation_images, file=None)
         self.validation = datasets.load(held_out, "validation", seed=config.seed)
-        if distributed.rank() == 0:
-            self.folder = numbered_folder(Path("runs"), "evaluate") if config.output is None else Path(config.output)
-            prepare_folder(self.folder, overwrite=config.overwrite)
-            self.records = Records(self.folder, self._origin())
-        folder = distributed.from_first(str(self.folder) if distributed.rank() == 0 else "")
-        if distributed.rank() > 0:
-            self.folder = Path(folder)
-            self.records = Records(self.folder, self._origin())
         self.count = -(-len(self.data.labels) // config.batch_size)
         self.validation_count = -(-len(self.validation.labels) // config.batch_size)
         self.detectors: dict[str, tuple[float, float]] = {}  # threshold and spread of scores, for the joint attack
@@ -114,11 +119,62 @@ class Measurement:
             logits = self.classifier(first.images)
         self.classes = logits.shape[1]
         self.probabilities = look_like_probabilities(logits)
-        asked = {name: table_cells(config, name, randomised=self.randomised[name]) for name in self.defences}
+        random = self.randomised[NO_RESTORER]
+        asked = {
+            name: table_cells(config, name, randomised=self.randomised[name], random_classifier=random) for name in self.defences
+        }
         # Every attack that a defence meets, the classifier alone meets too (the static rule), in the same order.
-        alone_too = list(dict.fromkeys(cell.bare() for cells in asked.values() for cell in cells))
+        alone_too = list(dict.fromkeys(self.bare(cell) for cells in asked.values() for cell in cells))
         self.cells = {**asked, NO_RESTORER: alone_too}
         self.curves = {name: curve_cells(config, name, randomised=self.randomised[name]) for name in self.defences}
+        self._check_gradients(first)
+
+    def bare(self, cell: Cell) -> Cell:
+        """The same attack on the classifier alone."""
+        return cell.bare(randomised=self.randomised[NO_RESTORER])
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make, lock and prepare the output folder, and open its records; a mistake is told by every process alike.
+
+        Raises:
+            UserError: another evaluation is in the folder or at work on it, or it cannot be written.
+        """
+        with ExitStack() as held:
+            folder, mistake = "", ""
+            if distributed.rank() == 0:
+                try:
+                    self.folder = new_folder(self.config.output)
+                    held.enter_context(locked(self.folder, wait=False))
+                    prepare_folder(self.folder, overwrite=self.config.overwrite)
+                    self.records = Records(self.folder, self._origin())
+                    folder = str(self.folder)
+                except UserError as error:
+                    mistake = str(error)
+            folder, mistake = distributed.from_first(folder), distributed.from_first(mistake)
+            if mistake:
+                raise UserError(mistake)
+            if distributed.rank() > 0:
+                self.folder = Path(folder)
+                self.records = Records(self.folder, self._origin())
+            yield
+
+    def _check_gradients(self, batch: Batch) -> None:
+        """Raise UserError for a view that is to be attacked and has no gradient, or one that is not finite."""
+        views = {(cell.restorer, cell.view) for cells in self.cells.values() for cell in cells if cell.threat == "white_box"}
+        curved = (cell for curves in self.curves.values() for cells in curves.values() for cell in cells)
+        for restorer, view in sorted(views | {(cell.restorer, cell.view) for cell in curved}):
+            with torch.enable_grad(), torch.random.fork_rng(devices=self._devices()):
+                point = batch.images[:2].detach().clone().requires_grad_(True)
+                logits = self.defences[restorer].view(view)(point)
+                gradient = torch.autograd.grad(logits.sum(), point, allow_unused=True)[0] if logits.requires_grad else None
+            if gradient is None:
+                raise UserError(
+                    f"{restorer} has no gradient in the view {view}, so that no attack could follow one; take the view "
+                    "straight_through, or override Restorer.scored"
+                )
+            if not gradient.isfinite().all():
+                raise UserError(f"{restorer}: the gradient in the view {view} has infinite or NaN entries")
 
     def _placed(self, network: Any) -> Any:
         return network.float().to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -146,9 +202,9 @@ class Measurement:
         points = sum(len(cells) for curves in self.curves.values() for cells in curves.values())
         curved = min(self.config.curves.images, len(self.data.labels))
         total = (len(defences) * len(self.validation.labels) + tables + points * curved) // distributed.world()
-        shown = distributed.rank() > 0
+        quiet = distributed.rank() > 0
         with tqdm(
-            total=total, desc="evaluate", unit="img", dynamic_ncols=True, mininterval=print_interval(), disable=shown
+            total=total, desc="evaluate", unit="img", dynamic_ncols=True, mininterval=print_interval(), disable=quiet
         ) as bar:
             for batch in self._batches(self.validation):
                 for name in defences:
@@ -208,14 +264,16 @@ class Measurement:
         return metrics.threshold(scores, rate), max(scores.std(correction=0).item(), 1e-6)
 
     def _is_randomised(self, batch: Batch, name: str) -> bool:
-        """Whether two passes over the first images differ by more than the arithmetic's own noise."""
+        """Whether passes over the first images, clean and noisy, differ by more than the arithmetic's own noise."""
         few = batch.images[:8]
         with torch.random.fork_rng(devices=self._devices()), torch.no_grad():
+            torch.manual_seed(0)
+            few = torch.cat([few, (few + 0.1 * torch.randn_like(few)).clamp(0, 1)])  # some that a detector flags
             passes = []
-            for seed in (1, 2):
+            for seed in range(1, 7):
                 torch.manual_seed(seed)
                 passes.append(self.defences[name](few))
-        return not torch.allclose(*passes, rtol=1e-3, atol=1e-4)
+        return not all(torch.allclose(passes[0], other, rtol=1e-3, atol=1e-4) for other in passes[1:])
 
     def _devices(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
@@ -236,8 +294,7 @@ class Measurement:
         elif self.randomised[NO_RESTORER]:
             record |= self._resubmitted(self.defences[NO_RESTORER], batch, attacked, cell)
         if cell.threat == "white_box" and cell.own:
-            network = self._network(cell)
-            record["zero_gradient"] = checks.zero_gradient(self._plain(cell, network), attacked, batch.labels)
+            record["zero_gradient"] = self._zero_gradient(cell, attacked, batch.labels)
         return record
 
     def _survivors(self, cell: Cell, batch: Batch) -> dict[str, Tensor]:
@@ -279,9 +336,10 @@ class Measurement:
         joint = cell.spec.loss == "joint"
         return target(defended, threat, cell.view, detector=self.detectors[cell.restorer] if joint else None)
 
-    def _plain(self, cell: Cell, network: nn.Module) -> nn.Module:
-        """The same view without a detector's column."""
-        return self.defences[cell.restorer].view(cell.view) if cell.spec.loss == "joint" else network
+    def _zero_gradient(self, cell: Cell, images: Tensor, labels: Tensor) -> Tensor:
+        """Share (B,) of exact zeros in the gradient of a cell's view, without a detector's column."""
+        view = self.defences[cell.restorer].view(cell.view)
+        return in_halves(lambda *part: (checks.zero_gradient(view, *part),), images, labels)[0]
 
     def _attacked(self, cell: Cell, batch: Batch) -> Tensor:
         """The images a cell is about; those made against a classifier are shared between restorers."""
@@ -299,17 +357,17 @@ class Measurement:
         spec: AttackSpec = cell.spec
         seed = self._seed(key or cell.key, batch)
 
-        def work(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-            return (attack(network, images, labels, spec, seed=seed).images,)
+        def work(images: Tensor, labels: Tensor, position: Tensor) -> tuple[Tensor, ...]:
+            # Parts of a batch that memory did not do for draw starts of their own.
+            return (attack(network, images, labels, spec, seed=seed + int(position[0])).images,)
 
-        return in_halves(work, batch.images, batch.labels)[0]
+        return in_halves(work, batch.images, batch.labels, torch.arange(len(batch.labels)))[0]
 
     def _look_at_gradients(self, cell: Cell, batch: Batch) -> None:
         """On the first batch, how much of a white_box view's gradient at clean images is exactly zero."""
         if batch.number == 0 and cell.threat == "white_box" and cell.own:
-            view = self.defences[cell.restorer].view(cell.view)
             key = zero_key(cell.restorer, cell.view)
-            self._once(key, batch, lambda: {"share": checks.zero_gradient(view, batch.images, batch.labels)})
+            self._once(key, batch, lambda: {"share": self._zero_gradient(cell, batch.images, batch.labels)})
 
     # What is read off attacked images.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from omegaconf import MISSING
 
 from gandefense import config as configuration
 from gandefense import zoo
-from gandefense.attacks.suite import AttackSpec, check_spec, family
+from gandefense.attacks.suite import ONE_STEP, AttackSpec, check_spec, family
 from gandefense.attacks.threats import VIEWS
 from gandefense.config import DataConfig
 from gandefense.data import datasets
@@ -209,6 +209,13 @@ def _check_curves(curves: CurvesConfig) -> None:
         values = getattr(curves, name)
         if any(value < low or (high is not None and value > high) for value in values):
             raise UserError(f"curves.{name}: values must be {f'in [{low}, {high}]' if high else f'at least {low}'}, got {values}")
+        if name == "steps" and values and curves.attack.attack in ONE_STEP:
+            raise UserError(f"curves.steps: {curves.attack.attack} takes one step; take pgd")
+        for value in values:
+            try:
+                check_spec(replace(curves.attack.spec(), **{name: value}))
+            except UserError as error:
+                raise UserError(f"curves.{name}: {error}") from None
         if len(set(values)) < len(values):
             raise UserError(f"curves.{name} lists a value twice: {values}")
 
@@ -234,6 +241,8 @@ def _check_attacks(where: str, entries: list[AttackEntry]) -> None:
 def _check_networks(config: EvaluateConfig) -> None:
     wanted = [("classifier", config.classifier), *(("restorer", name) for name in config.restorers if name != NO_RESTORER)]
     wanted += [("classifier", name) for name in config.black_box.sources]
+    if config.classifier in config.black_box.sources:
+        raise UserError(f"black_box.sources: {config.classifier} is the defended classifier itself; name another one")
     for role, name in wanted:
         description = zoo.describe(name)
         kind = description.get("kind")

@@ -55,9 +55,9 @@ class Outcome:
         """The same of the classifier alone."""
         return self.undefended if self.undefended_passes is None else self.undefended_passes.all(1)
 
-    def success(self, threat: str) -> Tensor:
-        """Whether the network that the attack was made against is wrong."""
-        return ~self.right if threat == "white_box" else ~self.bare_right
+    def success(self, cell: Cell) -> Tensor:
+        """Whether the network that the attack of this cell was made against is wrong."""
+        return ~self.right if cell.own else ~self.bare_right
 
 
 Outcomes = dict[Cell, Outcome]
@@ -73,6 +73,7 @@ def rows(outcomes: Outcomes, seed: int) -> list[dict[str, Any]]:
                 "restorer": cell.restorer,
                 **cell.identity(),
                 "n": outcome.right.numel(),
+                "tried": int(outcome.changed.sum()) if cell.survivors else outcome.right.numel(),
                 "seed": seed,
                 **mean_accuracy(outcome.right, outcome.passes),
                 "resubmissions": 1 if outcome.passes is None else outcome.passes.shape[1],
@@ -98,7 +99,8 @@ def worst_cases(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
     """Accuracy when an image counts only if it is right clean and under every attack that the attacker may choose.
 
     A white_box attacker may also ignore the defence or only query it, so that those attacks count for white_box too; `own`
-    is the figure of the threat's own attacks alone. Noise is left out, because nobody chose it to do harm; the titles left
+    is the figure of the threat's own attacks alone, without those on survivors of other threats' attacks (None: there are
+    no others). Noise is left out, because nobody chose it to do harm; the titles left
     out are named. An image that is handed to a randomised defence several times must be right each time. "none" is the
     classifier alone, each attack made against itself, once.
     """
@@ -118,7 +120,10 @@ def worst_cases(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
 def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
     """One entry of `worst_cases`; `kind` names the flags of an Outcome that count."""
     clean = next(outcome for cell, outcome in outcomes.items() if cell.spec is None)
+    # Survivors of a threat that includes others have met those others' attacks first, whose harm is not its own.
+    mixed = len(ALSO[threat]) > 1
     own = {cell: outcome for cell, outcome in outcomes.items() if cell.threat == threat and cell.adversarial}
+    own = {cell: outcome for cell, outcome in own.items() if not (cell.survivors and mixed)}
     chosen = {cell: outcome for cell, outcome in outcomes.items() if cell.threat in ALSO[threat] and cell.adversarial}
     noises = [cell for cell in outcomes if cell.threat == threat and cell.spec and not cell.adversarial]
     views = kind == "stands"
@@ -138,9 +143,9 @@ def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
     return {
         **figure(chosen),
         **compared,
-        "own": figure(own),
+        "own": figure(own) if own else None,
         "n": clean.right.numel(),
-        "eps": max(cell.spec.eps for cell in chosen),
+        "eps": max(cell.spec.eps for cell in chosen if cell.threat == threat),
         "left_out": [f"{cell.title} {cell.spec.eps:g}" for cell in noises],
         "attacks": list(dict.fromkeys(names)),
     }
@@ -168,7 +173,7 @@ def detection(outcomes: Outcomes, validation: dict[str, Tensor], rates: list[flo
         for cell, outcome in mine.items():
             if cell.spec is None or cell.survivors:
                 continue
-            met = outcome.score[outcome.changed & outcome.success(cell.threat)]
+            met = outcome.score[outcome.changed & outcome.success(cell)]
             enough = len(met) >= LEAST_FOR_DETECTION
             entries.append(
                 {

@@ -21,6 +21,11 @@ def attack_of(row: dict[str, Any]) -> str:
     return row["title"] + (SURVIVORS if row.get("survivors") else "")
 
 
+def _tried(row: dict[str, Any]) -> str:
+    """The same, with how many images it met where these were survivors."""
+    return f"{row['title']} (on {row['tried']} survivors)" if row.get("survivors") and "tried" in row else attack_of(row)
+
+
 def headline(results: dict[str, Any]) -> Table:
     """For the classifier alone and each restorer: clean, the worst case of each threat, what it gains, speed."""
     clean = {row["restorer"]: row for row in results["rows"] if row["attack"] == "none"}
@@ -82,7 +87,7 @@ def _threat_table(threat: str, found: list[dict[str, Any]], met: set[str]) -> Ta
     columns = {
         "restorer": [row["restorer"] for row in found],
         "view": [view(row) for row in found],
-        "attack": [attack_of(row) for row in found],
+        "attack": [_tried(row) for row in found],
         "eps": [budget(row) for row in found],
         "steps × restarts": [_steps(row) for row in found],
         "n": [str(row["n"]) for row in found],

@@ -90,13 +90,22 @@ class View(nn.Module):
         if self.detector is None:
             if self.name == "straight_through":
                 return classifier(restorer.surrogate(images))
-            return classifier(restorer.differentiable(images, self.name))
+            return classifier(self._valued(images, restorer.differentiable(images, self.name)))
         # The identity says nothing of a score, so that its gradient is the detached one there.
         restored, score = restorer.scored(images, "detached" if self.name == "straight_through" else self.name)
         if self.name == "straight_through":
             restored = images + (restored - images).detach()
+        restored = self._valued(images, restored)
         threshold, spread = self.detector
         return torch.cat([classifier(restored), ((score - threshold) / spread).unsqueeze(1)], dim=1)
+
+    def _valued(self, images: Tensor, restored: Tensor) -> Tensor:
+        """Under `smooth`, what the restorer really returns with the softened gradient, so that a success is a real one."""
+        if self.name != "smooth":
+            return restored
+        with torch.no_grad():
+            hard = self.defended.restorer(images).images
+        return hard.detach() + (restored - restored.detach())
 
 
 class DefendedClassifier(nn.Module):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 TINY = 1e-12  # keeps the norm of an all-zero gradient finite
 
 
@@ -94,26 +95,24 @@ def gradient_maps(classifier: nn.Module, images: Tensor, *, top_k: int | None = 
     return normalise(loss_gradients(classifier, images, labels=labels, create_graph=create_graph))
 
 
-@contextmanager
-def softplus_activations(classifier: nn.Module, beta: float = 20.0) -> Iterator[None]:
-    """Replace a classifier's `nn.ReLU` modules by softplus for a while.
+class _Softplus(TorchFunctionMode):
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in RELUS:
+            return F.softplus(args[0] if args else kwargs["input"], beta=self.beta)
+        return func(*args, **(kwargs or {}))
+
+
+def softplus_activations(beta: float = 20.0) -> AbstractContextManager:
+    """Compute every ReLU as a softplus for a while, whether it is a module or a function.
 
     A ReLU network's logits are piecewise linear in its input, so the second derivatives that an attack through
     gradient maps needs are zero almost everywhere; softplus has them.
 
     Args:
-        classifier: any module.
         beta: sharpness; softplus comes within log(2) / beta of ReLU.
     """
-    replaced = []
-    for parent in classifier.modules():
-        for name, child in parent._modules.items():
-            if isinstance(child, nn.ReLU):
-                replaced.append((parent, name, child))
-    for parent, name, _ in replaced:
-        setattr(parent, name, nn.Softplus(beta=beta))
-    try:
-        yield
-    finally:
-        for parent, name, child in replaced:
-            setattr(parent, name, child)
+    return _Softplus(beta)

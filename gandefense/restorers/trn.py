@@ -140,7 +140,7 @@ class TRNRestorer(Restorer):
 
     def scored(self, images: Tensor, view: str) -> tuple[Tensor, Tensor]:
         if view == "smooth":
-            with softplus_activations(self.classifier):
+            with softplus_activations():
                 gradients = gradient_maps(self.classifier, images, top_k=self.top_k, create_graph=True)
         else:
             gradients = gradient_maps(self.classifier, images, top_k=self.top_k, create_graph=view == "exact")

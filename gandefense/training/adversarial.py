@@ -33,6 +33,8 @@ def check(options: AdversarialConfig) -> None:
         raise UserError(f"unknown train.adversarial.method {options.method!r}; known: {', '.join(METHODS)}")
     if not 0 < options.eps <= 1:
         raise UserError(f"train.adversarial.eps is in pixel units of [0, 1] images (write 8/255), got {options.eps}")
+    if options.validation_images < 1:
+        raise UserError(f"train.adversarial.validation_images must be at least 1, got {options.validation_images}")
     if not 0 <= options.clean_weight <= 1:
         raise UserError(f"train.adversarial.clean_weight must lie in [0, 1], got {options.clean_weight}")
 
@@ -50,4 +52,4 @@ def robust_accuracy(network: nn.Module, data: Images, options: AdversarialConfig
     right = 0
     for images, labels in batches(few, 250, device):
         right += (predict(network, attack(network, images, labels, spec).images) == labels).sum().item()
-    return right / max(1, len(few.labels))
+    return right / len(few.labels)

@@ -216,9 +216,11 @@ def test_mim_gathers_gradients_normalised_by_their_l1_norm(network: nn.Module, i
 
 def test_default_step_sizes(linear: Linear) -> None:
     images, labels = torch.full((1, 3, 4, 4), 0.5), torch.zeros(1, dtype=torch.int64)
-    for name, expected in {"bim": 0.3, "mim": 0.3}.items():
-        moved = attack(linear, images, labels, AttackSpec(name, eps=EPS, steps=3)).images - images
-        assert torch.allclose(moved.abs(), torch.tensor(expected * EPS), rtol=0, atol=1e-6), name
+    for name, steps, step in (("bim", 10, 0.1), ("mim", 20, 0.1), ("bim", 3, 1 / 3), ("pgd", 20, 0.25)):
+        spec = AttackSpec(name, eps=EPS, steps=steps)
+        assert spec.step() == pytest.approx(step * EPS), "few steps must still reach the budget's edge"
+        moved = attack(linear, images, labels, spec).images - images
+        assert torch.allclose(moved.abs(), torch.tensor(EPS), rtol=0, atol=1e-6), (name, steps)
 
 
 def test_pgd_starts_at_random_in_the_whole_budget(network: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -87,3 +87,10 @@ def test_the_classifier_alone_meets_each_attack_once(cell: Cell, same: str) -> N
     shared = Cell(NO_RESTORER, "gray_box", "oblivious", AttackSpec("pgd"))
     assert (bare.key == shared.key) == (same == "none")
     assert bare.spec.loss == "ce" and bare.spec.eot == 1
+    assert cell.bare(randomised=True).spec.eot == cell.spec.eot, "a random classifier is averaged over, too"
+
+
+def test_survivors_of_a_larger_budget_are_not_survivors() -> None:
+    wide, same = (Cell("trn", "gray_box", "oblivious", AttackSpec("pgd", eps=eps)) for eps in (16 / 255, 8 / 255))
+    last = Cell("trn", "gray_box", "oblivious", AttackSpec("apgd-ce", eps=8 / 255), survivors=True)
+    assert earlier(last, [wide, same, last]) == [same]

@@ -62,7 +62,7 @@ FOUND = [
     (checks.suspiciously_high("trn", figure(500), adversarial=True), False, "trained adversarially"),
     (checks.suspiciously_high("trn", {**figure(500), "eps": 1 / 255}, adversarial=False), False, "1/255, is too small"),
     (checks.suspiciously_high("trn", {**figure(500), "eps": 8 / 255}, adversarial=False), True, "masked"),
-    (checks.randomised("trn", [], random=False), False, "nothing in it is random"),
+    (checks.randomised("trn", [], random=False), False, "taken to be deterministic"),
     (checks.randomised("jpeg", [], random=True), True, "no white_box attack averaged gradients over draws (EOT)"),
     (checks.randomised("jpeg", [tried(0.5, 0.2)], random=True), True, "50.0 % under pgd-20 (white_box, exact) become 20.0 %"),
     (

@@ -233,6 +233,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"gray_box": [{"attack": "pgd", "views": ["exact"]}]}, "views are for white_box.attacks"),
     ({"black_box": {"queries": [{"attack": "pgd"}]}}, "pgd needs gradients; known: square, hopskipjump"),
     ({"black_box": {"sources": ["cifar10/nonesuch"]}}, "unknown network"),
+    ({"curves": {"steps": [1, 2], "attack": {"attack": "fgsm"}}}, "fgsm takes one step"),
+    ({"curves": {"eot": [1, 2], "attack": {"attack": "fab"}}}, "curves.eot: fab"),
     ({"black_box": {"transfer": [{"attack": "pgd", "survivors": True}]}}, "survivors is for"),
     ({"white_box": {"attacks": [{"attack": "pgd", "views": ["sideways"]}]}}, "no view of a defence"),
     ({"curves": {"eps": [2]}}, r"curves.eps: values must be in \[0, 1\]"),
@@ -365,7 +367,9 @@ FULL = {
 @pytest.fixture
 def full(settings: dict[str, Any], networks: Networks) -> dict[str, Any]:
     """Every threat and every curve."""
-    black = {"sources": [networks.classifier], "transfer": [{"attack": "fgsm", "eps": "48/255"}]}
+    same = Path(networks.classifier).with_name("other.safetensors")
+    shutil.copy(networks.classifier, same)
+    black = {"sources": [str(same)], "transfer": [{"attack": "fgsm", "eps": "48/255"}]}
     black["queries"] = [{"attack": "square", "eps": "48/255", "queries": 5, "survivors": True}]
     return {**settings, **FULL, "black_box": black, "restorers": [networks.trn]}
 
@@ -375,7 +379,10 @@ def test_every_threat_and_curve(full: dict[str, Any], networks: Networks) -> Non
     trn = networks.trn
     rows = {(row["threat"], row["view"], row["title"]): row for row in results["rows"]}
     assert len(rows) == len(results["rows"]) == 3 + 2 + 1 + 2 + 4
-    transferred, gray = rows["black_box", f"transfer: {networks.classifier}", "fgsm"], rows["gray_box", "oblivious", "fgsm"]
+    transferred, gray = (
+        rows["black_box", f"transfer: {full['black_box']['sources'][0]}", "fgsm"],
+        rows["gray_box", "oblivious", "fgsm"],
+    )
     assert transferred["accuracy"] == gray["accuracy"], "the other classifier is the same network here"
 
     chains = {"gray_box": ["gray_box"], "white_box": ["gray_box", "black_box", "white_box"]}
@@ -402,6 +409,38 @@ def test_every_threat_and_curve(full: dict[str, Any], networks: Networks) -> Non
     for path in sorted(folder.glob("records/*/*.safetensors"))[::3]:
         path.unlink()
     assert without_timings(gandefense.evaluate(**full)) == without_timings(results), "a resumed evaluation ends the same"
+
+
+class Cut(gandefense.Restorer):
+    """Leaves images as they are, and no gradient."""
+
+    def forward(self, images: torch.Tensor) -> gandefense.Restoration:
+        nothing = torch.zeros(len(images))
+        return gandefense.Restoration(images.detach(), nothing, nothing.bool(), nothing, {})
+
+
+def test_a_view_without_a_gradient_is_refused_before_any_attack(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurement, "attack", None)
+    with pytest.raises(UserError, match=r"Cut has no gradient in the view exact.*take the view straight_through"):
+        gandefense.evaluate(**settings | {"restorers": [f"{__name__}.Cut"], "white_box": {**WHITE, "views": ["exact"]}})
+    assert not Path(settings["output"]).exists()
+
+
+class Branches(gandefense.Restorer):
+    """Takes one of two ways, chosen once a batch: most pairs of passes agree."""
+
+    def forward(self, images: torch.Tensor) -> gandefense.Restoration:
+        nothing = torch.zeros(len(images))
+        chosen = images if torch.rand(()) < 0.5 else images.flip(-1)
+        return gandefense.Restoration(chosen, nothing, nothing.bool(), nothing, {})
+
+
+def test_seldom_randomness_is_noticed(settings: dict[str, Any]) -> None:
+    name = f"{__name__}.Branches"
+    settings |= {"restorers": [name], "limit": 4, "gray_box": [], "white_box": {"views": [], "attacks": []}, "images": 0}
+    assert gandefense.evaluate(**settings)["randomised"][name]
 
 
 class Noisy(gandefense.Restorer):

@@ -78,7 +78,7 @@ def test_an_evaluation_asks_for_it_and_the_report_shows_it(
 ) -> None:
     seen = []
 
-    def counted(images: Tensor, reference: Tensor) -> float:
+    def counted(images: Tensor, reference: Tensor, *, cuda: bool) -> float:
         seen.append((images.dtype, images.shape, torch.equal(images, reference)))
         return float(len(seen))
 

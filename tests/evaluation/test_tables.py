@@ -48,6 +48,15 @@ def test_worst_case_is_per_image_clean_included_noise_left_out() -> None:
     assert worst["none"]["white_box"] == {**worst["none"]["white_box"], "accuracy": 1 / 5, "attacks": ["pgd-20", "fgsm"]}
 
 
+def test_survivors_of_other_threats_are_not_a_threats_own() -> None:
+    cells = dict(OUTCOMES)
+    cells[Cell("trn", "white_box", "exact", FGSM, survivors=True)] = outcome("00000", "00000")
+    worst = tables.worst_cases(cells)["trn"]["white_box"]
+    assert worst["accuracy"] == 0 and worst["own"]["accuracy"] == 1 / 5, "what gray_box broke is not white_box's harm"
+    only = {cell: value for cell, value in cells.items() if cell.threat == "gray_box" or cell.survivors}
+    assert tables.worst_cases(only)["trn"]["white_box"]["own"] is None
+
+
 def test_a_threat_of_noise_alone_has_no_worst_case() -> None:
     some = {cell: value for cell, value in OUTCOMES.items() if not cell.adversarial}
     assert tables.worst_cases(some) == {}
