@@ -79,7 +79,7 @@ def test_parameter_counts_are_those_of_the_literature(architecture: str, million
 
 
 def test_unknown_architecture_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"unknown classifier 'resnet12'; known: resnet9, resnet11,"):
+    with pytest.raises(UserError, match=r"unknown classifier 'resnet12'; known: resnet9, resnet9_narrow, resnet11,"):
         classifiers.build("resnet12", CIFAR10)
 
 
