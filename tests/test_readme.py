@@ -13,7 +13,7 @@ from gandefense import zoo
 from gandefense.data import sources
 
 README = Path(__file__).parent.parent / "README.md"
-SHIPPED = {"cifar10/classifier", "cifar10/trn", "cifar10/gan"}
+SHIPPED = {"cifar10/classifier", "cifar10/trn", "cifar10/gan", "cifar10/surrogate", "cifar10/adversarial-small"}
 
 
 def _examples() -> list[str]:
@@ -30,11 +30,10 @@ def test_what_the_readme_names_is_shipped() -> None:
 def test_python_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (sources.data_root() / "cifar10" / "test_batch.bin").is_file():
         pytest.skip("CIFAR-10 is not on this machine")
-    monkeypatch.setattr("gandefense.evaluation.measurement.VALIDATION_LIMIT", 20)
     monkeypatch.chdir(tmp_path)
     scope = {"my_classifier": nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).eval()}
     for example in _examples():
-        exec(example.replace("limit=100", "limit=10"), scope)
+        exec(example.replace("limit=100", "limit=10, validation_images=20"), scope)
     assert scope["logits"].shape == (2, 10)
     assert scope["restoration"].images.shape == (2, 3, 32, 32)
     assert 0 <= scope["results"]["worst_case"]["cifar10/trn"]["white_box"]["accuracy"] <= 1

@@ -50,6 +50,7 @@ def robust_accuracy(network: nn.Module, data: Images, options: AdversarialConfig
     few = Images(*(part[: options.validation_images] for part in data))
     spec = AttackSpec(CONTROL.attack, eps=options.eps, steps=CONTROL.steps)
     right = 0
-    for images, labels in batches(few, 250, device):
-        right += (predict(network, attack(network, images, labels, spec).images) == labels).sum().item()
+    with frozen(network):  # in eval mode for the prediction, too: batch norm must not learn from validation images
+        for images, labels in batches(few, 250, device):
+            right += (predict(network, attack(network, images, labels, spec).images) == labels).sum().item()
     return right / len(few.labels)
