@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gandefense import config as configuration
 from gandefense import distributed, zoo
-from gandefense.attacks.suite import AttackSpec, attack, predict
+from gandefense.attacks.suite import AttackSpec, attack, check_classes, predict
 from gandefense.attacks.threats import target
 from gandefense.data import datasets
 from gandefense.data.batches import batches
@@ -127,6 +127,9 @@ class Measurement:
         alone_too = list(dict.fromkeys(self.bare(cell) for cells in asked.values() for cell in cells))
         self.cells = {**asked, NO_RESTORER: alone_too}
         self.curves = {name: curve_cells(config, name, randomised=self.randomised[name]) for name in self.defences}
+        for cell in alone_too:
+            if cell.adversarial:
+                check_classes(cell.spec.attack, self.classes)
         self._check_gradients(first)
 
     def bare(self, cell: Cell) -> Cell:

@@ -411,6 +411,47 @@ def test_every_threat_and_curve(full: dict[str, Any], networks: Networks) -> Non
     assert without_timings(gandefense.evaluate(**full)) == without_timings(results), "a resumed evaluation ends the same"
 
 
+def two_classes() -> torch.nn.Module:
+    """A classifier of two classes, bright against dark, for attributes such as a face's."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
+    with torch.no_grad():
+        network[1].weight[0], network[1].weight[1] = -0.01, 0.01
+        network[1].bias.copy_(torch.tensor([15.36, -15.36]))
+    return network
+
+
+def test_a_binary_attribute_gets_attacks_that_two_classes_allow(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    description = datasets.describe("cifar10")
+    monkeypatch.setitem(datasets.DATASETS, "cifar10", replace(description, classes=("dark", "bright")))
+    real = datasets.load
+
+    def load(config: DataConfig, split: str, *, seed: int = 0) -> Any:
+        data = real(config, split, seed=seed)
+        return data._replace(labels=(data.images.float().mean((1, 2, 3)) > 127.5).long())
+
+    monkeypatch.setattr(datasets, "load", load)
+    attacks: list[dict[str, Any]] = [
+        {"attack": "apgd-ce", "eps": "8/255", "steps": 3},
+        {"attack": "fab", "eps": "8/255", "steps": 3},
+    ]
+    attacks += [{"attack": "autoattack", "eps": "8/255", "steps": 3, "queries": 20}]
+    attacks += [{"attack": "pgd", "eps": "8/255", "steps": 3, "loss": "margin"}]
+    black = {"queries": [{"attack": "square", "eps": "8/255", "queries": 20}]}
+    settings |= {"classifier": f"{__name__}.two_classes", "restorers": [f"{__name__}.Noisy"], "gray_box": [], "images": 0}
+    results = gandefense.evaluate(**settings | {"black_box": black, "white_box": {"views": ["exact"], "attacks": attacks}})
+    assert results["data"]["classes"] == 2
+    assert [row["attack"] for row in results["rows"]] == ["none", "square", "apgd-ce", "fab", "autoattack", "pgd"]
+    assert results["classifier"]["accuracy"] == 1
+    monkeypatch.setattr(measurement, "attack", None)
+    with pytest.raises(UserError, match="apgd-t: needs at least 4 classes, the network has 2"):
+        attacks = [{"attack": "apgd-t", "eps": "8/255", "steps": 3}]
+        gandefense.evaluate(**settings | {"overwrite": True, "white_box": {"views": ["exact"], "attacks": attacks}})
+
+
 class Cut(gandefense.Restorer):
     """Leaves images as they are, and no gradient."""
 
