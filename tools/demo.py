@@ -21,7 +21,7 @@ from gandefense.training.state import choose_device
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 REFERENCE_SPEED = 900  # images/s that the recipe was timed with: forward and backward of the shipped classifier, two CPU cores
-LEAST_STEPS = 40  # fewer would not show that anything is learnt
+LEAST_STEPS = 80  # fewer would not show that anything is learnt
 
 
 def speed(device: torch.device, precision: str) -> float:
@@ -47,7 +47,7 @@ def fit_to_machine(settings: GANConfig, asked: list[str]) -> None:
     if share == 1.0 or any(word.startswith(("train.steps=", "attacked.rows=", "distil.steps=")) for word in asked):
         return
     settings.train.steps = max(LEAST_STEPS, round(share * settings.train.steps))
-    settings.distil.steps = max(LEAST_STEPS // 4, round(share * settings.distil.steps))
+    settings.distil.steps = max(LEAST_STEPS // 8, round(share * settings.distil.steps))
     if not any(word.startswith("data.limit=") for word in asked):
         settings.data.limit = max(2048, round(share * settings.data.limit))
     settings.attacked.rows = max(1024, round(share * settings.attacked.rows))
