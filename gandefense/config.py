@@ -103,6 +103,8 @@ def build(schema: type[Schema], values: dict[str, Any], *, source: str = "config
         return OmegaConf.to_object(OmegaConf.merge(structured, OmegaConf.create(values)))
     except (OmegaConfBaseException, ValueError) as error:
         where = getattr(error, "full_key", None)
+        if "is not a ListConfig" in str(error):
+            raise UserError(f"{where} takes a list, even of one: {where}=[…]") from None
         raise UserError(f"{source}: {f'{where}: ' if where else ''}{str(error).splitlines()[0]}") from None
 
 

@@ -21,8 +21,12 @@ def main(arguments: list[str]) -> None:
     options = {"table": "readme", **dict(word.split("=", 1) for word in words)}
     if set(options) != {"table"} or options["table"] not in TABLES:
         raise UserError(f"expected table=readme or table=terminal, got {' '.join(words)}")
+    if Path(path).is_dir():
+        path = str(Path(path) / "results.json")
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there") from None
     except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise UserError(f"{path} cannot be read as results: {error}") from None
     if not isinstance(results, dict) or results.get("schema") != 1:

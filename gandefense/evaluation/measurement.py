@@ -392,7 +392,8 @@ class Measurement:
         """A restoration with random parts that depend on key and batch alone."""
         with torch.random.fork_rng(devices=self._devices()):
             torch.manual_seed(self._seed(f"restore {key}", batch))
-            return defended.restore(images)
+            restoration = defended.restore(images)
+        return restoration._replace(images=restoration.images.clamp(0, 1))  # a filter's rounding may leave the range a little
 
     def _predictions(self, defended: DefendedClassifier, batch: Batch, attacked: Tensor, cell: Cell) -> Tensor:
         """Classes (B, R) that the whole defence predicts in R passes, one unless it is randomised."""

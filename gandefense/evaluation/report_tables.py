@@ -8,7 +8,7 @@ from typing import Any
 from gandefense.attacks.threats import THREATS
 from gandefense.evaluation import plots
 from gandefense.evaluation.cells import NO_RESTORER
-from gandefense.evaluation.tables import MISSING
+from gandefense.evaluation.tables import LEAST_FOR_DETECTION, MISSING
 from gandefense.evaluation.threat_tables import attack_of, headline, restorers_of, threat_tables
 from gandefense.evaluation.wording import UNKNOWN, Table, aligned_right, budget, interval, number, share, shown_name, view
 
@@ -52,7 +52,7 @@ def detection_table(results: dict[str, Any]) -> Table:
     note = (
         "Clean test images against the n attacked ones that the attack changed and with which it had success. Flagged share at "
         "thresholds that were chosen on clean validation images; the row “clean images” is the false-positive rate really met on "
-        "test images. "
+        f"test images. “{UNKNOWN}”: fewer than {LEAST_FOR_DETECTION} images. "
     )
     if joint:
         note += "Attacks with joint loss aimed at classifier and detector together; the others did not know of the detector."
@@ -76,8 +76,9 @@ def four_way_table(results: dict[str, Any]) -> Table:
             figures = [share(entry["accuracy"][rate][way]) for way in ways]
             rows.append([restorer, attack_of(entry), budget(entry), view(entry), *figures])
     note = (
-        "A flagged attacked image counts as right, a flagged clean one as wrong; only meaningful next to the false-positive rate "
-        f"on clean test images ({'; '.join(met)})."
+        "A flagged image counts as right if the attack changed it, and as wrong if it did not; only meaningful next to the "
+        f"false-positive rate on clean test images ({'; '.join(met)}), at the threshold of the largest rate asked for. "
+        "“Nothing”: the bare classifier on these very images, which under white_box were made against the whole defence."
     )
     header = ["restorer", "attack", "eps", "view", "nothing", "detector", "restorer", "both"]
     return Table("four_ways", "Detector, restorer, both", note, header, rows)

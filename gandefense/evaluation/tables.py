@@ -156,8 +156,8 @@ def detection(outcomes: Outcomes, validation: dict[str, Tensor], rates: list[flo
 
     Clean test images stand against those attacked test images that the attack changed and with which it had success.
     Thresholds come from validation images alone. `accuracy` is given four ways over all images of the attack: with
-    nothing ("none"), with the detector alone, the restorer alone, and both; a flagged attacked image counts as right
-    there, a flagged clean one as wrong.
+    nothing ("none"), with the detector alone, the restorer alone, and both; a flagged image counts as right there if the
+    attack changed it, and as wrong if it is clean or came back as it was.
 
     Args:
         outcomes: of all cells.
@@ -199,8 +199,10 @@ def detection(outcomes: Outcomes, validation: dict[str, Tensor], rates: list[flo
 def _four_ways(outcome: Outcome, limit: float, *, attacked: bool) -> dict[str, float]:
     flagged = outcome.score.double() > limit
 
+    hostile = outcome.changed if attacked else torch.zeros_like(flagged)
+
     def mean(right: Tensor, detector: bool) -> float:
-        counted = right if not detector else (right | flagged) if attacked else (right & ~flagged)
+        counted = right if not detector else torch.where(hostile, right | flagged, right & ~flagged)
         return counted.double().mean().item()
 
     return {

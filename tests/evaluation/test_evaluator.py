@@ -469,6 +469,20 @@ def test_a_view_without_a_gradient_is_refused_before_any_attack(
     assert not Path(settings["output"]).exists()
 
 
+class Overshooting(gandefense.Restorer):
+    """Leaves the range by a rounding error, as filters do."""
+
+    def forward(self, images: torch.Tensor) -> gandefense.Restoration:
+        nothing = torch.zeros(len(images))
+        return gandefense.Restoration(torch.ones_like(images) * (1 + 2e-7), nothing, nothing.bool(), nothing, {})
+
+
+def test_a_restorers_rounding_is_forgiven(settings: dict[str, Any]) -> None:
+    name = f"{__name__}.Overshooting"
+    settings |= {"restorers": [name], "limit": 4, "gray_box": [], "white_box": {"views": [], "attacks": []}, "images": 0}
+    assert gandefense.evaluate(**settings)["restoration"][name][0]["n"] == 4
+
+
 class Branches(gandefense.Restorer):
     """Takes one of two ways, chosen once a batch: most pairs of passes agree."""
 

@@ -133,6 +133,14 @@ def test_four_ways() -> None:
     assert found["attacks"][0]["accuracy"]["0.05"] == {"none": 0.25, "detector": 0.5, "restorer": 0.5, "both": 0.75}
 
 
+def test_a_flagged_image_that_the_attack_left_alone_is_a_false_alarm() -> None:
+    clean = Outcome(flags("11"), flags("11"), flags("11"), flags("00"), score=torch.tensor([0.0, 0]))
+    left = Outcome(flags("11"), flags("11"), flags("11"), flags("01"), score=torch.tensor([2.0, 2]))
+    cells = {Cell("trn", "gray_box", "oblivious", None): clean, Cell("trn", "gray_box", "oblivious", PGD): left}
+    entry = tables.detection(cells, {"trn": torch.ones(10)}, [0.1])["trn"]["attacks"][0]
+    assert entry["accuracy"]["0.1"] == {"none": 1, "detector": 0.5, "restorer": 1, "both": 0.5}
+
+
 def test_restoration_is_averaged_over_changed_images() -> None:
     values = {"psnr": torch.tensor([30.0, 80.0]), "ssim": torch.tensor([0.9, 1.0])}
     attacked = outcome("11", "11", changed=flags("10"), attacked=values, restored=values)

@@ -56,9 +56,8 @@ def test_prints_the_table_that_is_asked_for(tool: Callable, path: Path) -> None:
         (["{path}", "table=fancy"], "expected table=readme or table=terminal, got table=fancy"),
         (["{path}", "tables=readme"], "expected table=readme or table=terminal, got tables=readme"),
         (["{path}", "{path}"], "expected one config file"),
-        (["absent.json"], "absent.json cannot be read as results"),
+        (["absent.json"], "absent.json is not there"),
         ([TOOL], "cannot be read as results"),
-        (["{folder}"], "cannot be read as results"),
         (["{list}"], "is no results.json of an evaluation"),
         (["{other}"], "is no results.json of an evaluation"),
     ],
@@ -70,3 +69,11 @@ def test_a_mistake_is_one_line_and_status_2(tool: Callable, path: Path, words: l
     status, out, err = tool(*(word.format(**places) for word in words))
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+def test_the_folder_of_an_evaluation_will_do(tool: Callable, path: Path) -> None:
+    folder = path.with_name("evaluation")
+    folder.mkdir()
+    path.rename(folder / "results.json")
+    status, out, _ = tool(folder)
+    assert status == 0 and out.startswith("|")
