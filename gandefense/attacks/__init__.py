@@ -1,1 +1,1 @@
-"""Attacks: the suite (foolbox), noise levels, threat models, and the cache of static attacked sets."""
+"""Attacks: the suite over foolbox and pyautoattack, noise levels, threat models, and the cache of static attacked sets."""
