@@ -53,7 +53,7 @@ class Summary:
 
 
 def load(name: str, classifier: str | None) -> tuple[Restorer, Dataset | None]:
-    """A restorer by name, and the data set whose images it takes; None where an own restorer does not say.
+    """A restorer by name, and the data set whose images it takes; None where an own or a ready restorer takes any.
 
     Args:
         name: see `zoo.load_restorer`.
@@ -73,6 +73,8 @@ def load(name: str, classifier: str | None) -> tuple[Restorer, Dataset | None]:
             raise UserError(f"{name} is for {known!r}, but {classifier} for {met!r}")
         known = known or met
         restorer = zoo.load_restorer(name, zoo.load_classifier(classifier))
+    elif zoo.is_ready(name):
+        restorer = zoo.load_restorer(name, nn.Identity())
     elif not zoo.is_own(name):
         restorer = zoo.load(name).restorer
     elif own_parts.takes_classifier(own_parts.resolve(name)):

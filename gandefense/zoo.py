@@ -1,8 +1,10 @@
-"""Networks by name: those shipped in weights/, a run folder, a safetensors file, or a part of the user's own."""
+"""Networks by name: shipped in weights/, a run folder, a safetensors file, a restorer without training, a user's own part."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,23 @@ from gandefense import classifiers, own_parts
 from gandefense.attacks.cache import fingerprint
 from gandefense.data import datasets
 from gandefense.errors import UserError
-from gandefense.restorers import gan, trn
+from gandefense.restorers import baselines, gan, trn
 from gandefense.restorers.base import DefendedClassifier, IdentityRestorer, Restorer
+from gandefense.restorers.baselines import ape_gan, ddsa, defense_gan, denoiser, magnet
 from gandefense.weights_io import fill, load_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
+READY = "ready"  # what a description says of a restorer that needs no training
 
 # kind in a file's description → (tensors, description, classifier, source) → restorer
 RESTORERS: dict[str, Callable[[dict[str, Tensor], dict[str, Any], nn.Module, Path], Restorer]] = {
     "trn": trn.from_weights,
     "gan": gan.from_weights,
+    "magnet": magnet.from_weights,
+    "ddsa": ddsa.from_weights,
+    "denoiser": denoiser.from_weights,
+    "ape_gan": ape_gan.from_weights,
+    "defense_gan": defense_gan.from_weights,
 }
 
 
@@ -37,12 +46,14 @@ def _on_disk(name: str | Path) -> Path | None:
     path = Path(name)
     if path.suffix == ".safetensors":
         return path
-    if (path / "config.yaml").is_file():
+    if os.path.isfile(path / "config.yaml"):  # which, unlike Path.is_file, takes a name of any length
         if not (path / "model.safetensors").is_file():
             raise UserError(f"run {path} is not finished (it has no model.safetensors); go on with resume={path}")
         return path / "model.safetensors"
+    if not re.fullmatch(r"[\w-]+/[\w-]+", str(name), flags=re.ASCII):  # so that no name leads out of the folder
+        return None
     shipped = WEIGHTS / f"{name}.safetensors"
-    return shipped if shipped.is_file() else None
+    return shipped if os.path.isfile(shipped) else None
 
 
 def find(name: str | Path) -> Path:
@@ -50,28 +61,50 @@ def find(name: str | Path) -> Path:
     path = _on_disk(name)
     if path is not None:
         return path
+    if baselines.is_ready(name):
+        raise UserError(f"{name} is a restorer that needs no training, so it has no weights file and is no classifier")
+    if isinstance(name, str) and re.fullmatch(r"\w+=.*", name):
+        raise UserError(
+            f"{name!r} is no network but looks like an option; a comma ends an entry of a list, so put quotes around a name "
+            "with several options: 'restorers=[\"random_resize:low=28,passes=10\"]'"
+        )
     if own_parts.is_dotted(name):
         own_parts.describe(name)  # a mistaken name says so first
         raise UserError(f"{name} is a part of your own and has no weights file; give a zoo name, a run folder or such a file")
     shipped_names = ", ".join(names()) or "none"
     raise UserError(
-        f"unknown network {str(name)!r}; shipped: {shipped_names}; or give a run folder, a .safetensors file or "
-        "package.module.attribute of your own"
+        f"unknown network {str(name)!r}; shipped: {shipped_names}; restorers without training: {', '.join(baselines.READY)}; "
+        "or give a run folder, a .safetensors file or package.module.attribute of your own"
     )
 
 
 def is_own(name: str | Path) -> bool:
-    """Whether a name can only be a part of the user's own; zoo names, run folders and files win over dotted names."""
-    return own_parts.is_dotted(name) and _on_disk(name) is None
+    """Whether a name can only be a part of the user's own; everything else wins over dotted names."""
+    return own_parts.is_dotted(name) and not is_ready(name) and _on_disk(name) is None
+
+
+def is_ready(name: str | Path) -> bool:
+    """Whether a name is that of a restorer that needs no training, see `baselines.READY`; run folders and files win."""
+    return baselines.is_ready(name) and _on_disk(name) is None
 
 
 def describe(name: str | Path) -> dict[str, Any]:
-    """The description stored with a network's weights; {"kind": "own", …} for a part of the user's own."""
+    """The description stored with a network's weights.
+
+    Of a restorer that needs no training {"kind": "ready", "name", "options"}, of a part of the user's own {"kind": "own", …}.
+
+    Raises:
+        UserError: an unknown name or option, a damaged file.
+    """
+    if is_ready(name):
+        baselines.build(name)  # values out of range are found here
+        return {"kind": READY, "name": name, "options": baselines.options(name)}
     return own_parts.describe(name) if is_own(name) else load_weights(find(name))[1]
 
 
 def content_hash(name: str | Path, part: nn.Module | None = None) -> str:
-    """SHA-256 of what a name stands for: of the weights file, or of an own part's tensors and source files.
+    """SHA-256 of what a name stands for: of the weights file, of a ready restorer's options and source, or of an own part's
+    tensors and source files.
 
     Args:
         name: what `load_classifier` or `load_restorer` takes.
@@ -80,6 +113,8 @@ def content_hash(name: str | Path, part: nn.Module | None = None) -> str:
     Raises:
         UserError: an unknown name, or an own part that cannot be built.
     """
+    if is_ready(name):
+        return baselines.content_hash(name)
     if is_own(name):
         return own_parts.content_hash(name, part)
     with find(name).open("rb") as file:
@@ -87,7 +122,7 @@ def content_hash(name: str | Path, part: nn.Module | None = None) -> str:
 
 
 def try_out(name: str | Path, network: nn.Module, data: datasets.Dataset, device: torch.device | str = "cpu") -> None:
-    """Let a part of the user's own meet two random images, so that its mistakes come before any work.
+    """Let a part of the user's own, or a ready restorer, meet two random images, so that mistakes come before any work.
 
     Args:
         name: what it was built from; shipped networks and files need no trial and get none.
@@ -98,7 +133,7 @@ def try_out(name: str | Path, network: nn.Module, data: datasets.Dataset, device
     Raises:
         UserError: it raises something, or its answer has a wrong type, shape or range.
     """
-    if not is_own(name):
+    if not is_own(name) and not is_ready(name):
         return
     images = torch.rand(2, data.channels, data.size, data.size, generator=torch.Generator().manual_seed(0)).to(device)
     if isinstance(network, Restorer):
@@ -119,7 +154,7 @@ def load_classifier(name: str | Path) -> nn.Module:
         raise UserError(f"{name}: its description names no architecture or no data set")
     network = classifiers.build(description["architecture"], datasets.describe(description["data"]))
     fill(network, tensors, source=path)
-    return network.eval()
+    return network.eval().to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and on GPUs
 
 
 def load_restorer(name: str | Path, classifier: nn.Module) -> Restorer:
@@ -127,7 +162,7 @@ def load_restorer(name: str | Path, classifier: nn.Module) -> Restorer:
 
     Args:
         name: zoo name, run folder, safetensors file, or package.module.attribute of the user's own (see own_parts); "none"
-            leaves images as they are.
+            leaves images as they are; a key of `baselines.READY`, with options as in "jpeg:quality=40".
         classifier: images (B, C, H, W) in [0, 1] → logits (B, K).
 
     Raises:
@@ -135,13 +170,15 @@ def load_restorer(name: str | Path, classifier: nn.Module) -> Restorer:
     """
     if name == "none":
         return IdentityRestorer()
+    if is_ready(name):
+        return baselines.build(name)
     if is_own(name):
         return own_parts.load_restorer(name, classifier)
     path = find(name)
     tensors, description = load_weights(path)
-    if description.get("kind") not in RESTORERS:
+    if not isinstance(description.get("kind"), str) or description["kind"] not in RESTORERS:
         raise UserError(f"{name} is a {description.get('kind')!r}, not a restorer ({', '.join(RESTORERS)})")
-    return RESTORERS[description["kind"]](tensors, description, classifier, path).eval()
+    return RESTORERS[description["kind"]](tensors, description, classifier, path).eval().to(memory_format=torch.channels_last)
 
 
 def defend(classifier: nn.Module, restorer: str | Path | Restorer) -> DefendedClassifier:
@@ -157,7 +194,7 @@ def defend(classifier: nn.Module, restorer: str | Path | Restorer) -> DefendedCl
     device = next((parameter.device for parameter in classifier.parameters()), torch.device("cpu"))
     if isinstance(restorer, Restorer):
         return DefendedClassifier(restorer.to(device), classifier)
-    open_to_any = restorer == "none" or is_own(restorer)
+    open_to_any = restorer == "none" or is_ready(restorer) or is_own(restorer)
     channels = None if open_to_any else datasets.describe(describe(restorer).get("data", "")).channels
     return DefendedClassifier(load_restorer(restorer, classifier).to(device), classifier, channels=channels, name=str(restorer))
 
@@ -186,7 +223,9 @@ def load(name: str | Path) -> DefendedClassifier:
         channels = datasets.describe(description["data"]).channels
         return DefendedClassifier(IdentityRestorer(), classifier, channels=channels, name=str(name))
     if "classifier" not in description:
-        raise UserError(f"{name} does not say which classifier it defends")
+        raise UserError(f"{name} does not say which classifier it defends; use gandefense.defend(classifier, {str(name)!r})")
+    if not isinstance(description["classifier"], str):
+        raise UserError(f"{name}: its description names no classifier")
     if is_own(description["classifier"]):  # a file from elsewhere must not choose what code is imported and run
         raise UserError(
             f"{name} was trained for {description['classifier']}, a part of somebody's own; "

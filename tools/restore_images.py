@@ -39,7 +39,7 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     words.add_argument(
-        "--restorer", required=True, help="cifar10/gan, cifar10/trn, a run folder, a .safetensors file or my_package.MyRestorer"
+        "--restorer", required=True, help="cifar10/gan, jpeg:quality=40, a run folder, .safetensors file or my_package.MyRestorer"
     )
     words.add_argument("--input", required=True, type=Path, metavar="FOLDER", help="folder of images")
     words.add_argument(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -14,10 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gandefense.attacks.suite import AttackSpec, attack, check_spec
-from gandefense.data.batches import to_float
+from gandefense.data.batches import tensor_hash, to_float
 from gandefense.data.datasets import Images
 from gandefense.data.sources import data_root
-from gandefense.errors import UserError
+from gandefense.errors import StorageError, UserError
 from gandefense.files import locked, print_interval, write_text
 from gandefense.precision import PRECISIONS, resolve
 
@@ -30,10 +33,10 @@ class AttackedSetConfig:
 
     rows: int = 60_000  # attacked images in all; more than the data set's means several attacks on an image
     attacks: list[str] = field(default_factory=lambda: ["fgsm", "ffgsm", "bim", "pgd", "mim", "none"])  # "none": clean pairs
-    budgets: list[float] = field(default_factory=lambda: [4 / 255, 8 / 255, 8 / 255, 12 / 255])
+    budgets: list[float] = field(default_factory=lambda: [4 / 255, 8 / 255, 8 / 255, 12 / 255])  # eps, in pixel units
     steps: int = 10  # of the iterative attacks
     labels: list[str] = field(default_factory=lambda: ["true"])  # see AttackSpec.labels; taken in turn after the budgets
-    seed: int = 0
+    seed: int = 0  # of the choice of images and of the attacks
     precision: str = "auto"  # of the classifier while it is attacked (training data only; evaluation attacks in float32)
 
 
@@ -69,9 +72,9 @@ class AttackedSet:
     def __len__(self) -> int:
         return len(self.source)
 
-    def rows(self, chosen: Tensor) -> Tensor:
-        """The attacked images of some rows (B,), as float32 (B, C, H, W)."""
-        return torch.from_numpy(self.attacked[chosen.numpy()]).float()
+    def rows(self, chosen: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """The attacked images of some rows (B,), as float32 (B, C, H, W); only these rows are read and sent, in float16."""
+        return torch.from_numpy(self.attacked[chosen.numpy()]).to(device).float()
 
     def is_attacked(self, chosen: Tensor) -> Tensor:
         """Whether each of some rows (B,) is attacked rather than clean, as bool (B,)."""
@@ -116,17 +119,64 @@ def fingerprint(classifier: nn.Module, *parts: object) -> str:
     return digest.hexdigest()[:12]
 
 
-def memory_mapped(path: Path, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, bool]:
-    """A memory-mapped array, and whether it is new: the existing one when it fits, else one of zeros."""
-    if path.is_file():
-        try:
-            # Reading first: opened for writing, a file that was cut short would silently be filled up with zeros.
-            array = np.lib.format.open_memmap(path, mode="r")
-            if array.shape == shape and array.dtype == np.dtype(dtype):
-                return np.lib.format.open_memmap(path, mode="r+"), False
-        except (ValueError, OSError):  # cut short or damaged: made again
-            pass
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape), True
+def _existing(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
+    """A memory-mapped array on disk; None where it is missing, cut short, damaged or another one.
+
+    It can be written to, unless the folder is read-only: a finished set may lie in one.
+    """
+    try:
+        # Reading first: opened for writing, a file that was cut short would silently be filled up with zeros.
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError):
+        return None
+    if array.shape != shape or array.dtype != np.dtype(dtype):
+        return None
+    try:
+        return np.lib.format.open_memmap(path, mode="r+")
+    except OSError:
+        return array
+
+
+def _new(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """A memory-mapped array of zeros on disk.
+
+    Its space is taken at once, because a disk that fills up while mapped memory is written ends the process without a word.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return array
+
+
+def memory_mapped(folder: Path, chunks: int, **arrays: tuple[tuple[int, ...], str]) -> tuple[np.ndarray, ...]:
+    """Arrays on disk that are filled chunk by chunk: the existing ones where all of them fit, else new ones of zeros.
+
+    Args:
+        folder: of the files NAME.npy, and of done.npy.
+        chunks: their number.
+        arrays: shape and dtype by name.
+
+    Returns:
+        done (chunks,) bool, True for the chunks that are on disk, and the arrays in the given order.
+
+    Raises:
+        OSError: there is not enough space, or the folder cannot be written.
+    """
+    found = [_existing(folder / f"{name}.npy", *kind) for name, kind in arrays.items()]
+    if any(array is None for array in found):
+        (folder / "done.npy").unlink(missing_ok=True)  # first, so that no zeros are ever taken for something done
+        found = [_new(folder / f"{name}.npy", *kind) for name, kind in arrays.items()]
+    done = _existing(folder / "done.npy", (chunks,), "bool")
+    if done is None:
+        done = _new(folder / "done.npy", (chunks,), "bool")
+    if not done.all() and not all(array.flags.writeable for array in (done, *found)):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    return done, *found
 
 
 def remaining_chunks(count: int, chunk_size: int, done: np.ndarray, description: str) -> Iterator[tuple[int, slice]]:
@@ -182,7 +232,7 @@ def attacked_set(
     """
     chunk_size, specs = plan(config)
     config = replace(config, precision=resolve(device, config.precision))
-    key = fingerprint(classifier, asdict(config), images.index.tolist())
+    key = fingerprint(classifier, asdict(config), tensor_hash(*images))
     folder = data_root(root) / "attacked" / f"{name}-{key}"
     generator = torch.Generator().manual_seed(config.seed)
     copies = -(-config.rows // len(images.labels))
@@ -190,11 +240,12 @@ def attacked_set(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, wait=True):
-            done, _ = memory_mapped(folder / "done.npy", (len(specs),), "bool")
-            attacked, fresh = memory_mapped(folder / "attacked.npy", (config.rows, *images.images.shape[1:]), "float16")
-            if fresh:
-                done[:] = False
-            write_text(folder / "config.json", json.dumps(asdict(config), indent=2))
+            shape = (config.rows, *images.images.shape[1:])
+            done, attacked = memory_mapped(folder, len(specs), attacked=(shape, "float16"))
+            with suppress(OSError):  # on a read-only disk nobody asks when a set was last used
+                os.utime(folder)
+            if not done.all():
+                write_text(folder / "config.json", json.dumps(asdict(config), indent=2))
             network = _Autocast(classifier, enabled=config.precision == "bf16")
             for chunk, rows in remaining_chunks(config.rows, chunk_size, done, "attacked set"):
                 clean = to_float(images.images[source[rows]].to(device))
@@ -204,5 +255,7 @@ def attacked_set(
                 attacked[rows] = result.cpu().numpy().astype(np.float16)
                 attacked.flush()
     except OSError as error:
-        raise UserError(f"cannot write the attacked set {folder}: {error.strerror}; set data.root or GANDEFENSE_DATA") from None
+        raise StorageError(
+            f"cannot write the attacked set {folder}: {error.strerror}; set data.root or GANDEFENSE_DATA"
+        ) from None
     return AttackedSet(folder, source, np.load(folder / "attacked.npy", mmap_mode="r"), chunk_size, specs)

@@ -12,21 +12,29 @@ ONE_STEP, MANY_STEPS = ("fgsm", "ffgsm"), ("bim", "pgd", "mim")
 STEPWISE = (*ONE_STEP, *MANY_STEPS)  # one gradient a step; the loss is ours to choose
 APGD, FAB = ("apgd-ce", "apgd-dlr", "apgd-t"), ("fab", "fab-t")
 MINIMAL = ("deepfool", "cw")  # look for the smallest perturbation, which is then cut to the budget
+UNIVERSAL = "universal"  # one perturbation for all images
 QUERIES = ("square", "hopskipjump")  # ask for scores (square) or for decisions alone (hopskipjump)
-NAMES = (*STEPWISE, *APGD, *FAB, "autoattack", *MINIMAL, *QUERIES)
+NAMES = (*STEPWISE, *APGD, *FAB, "autoattack", *MINIMAL, *QUERIES, UNIVERSAL)
 
 GRADIENT, QUERY, NOISE = "gradient", "query", "noise"  # families: what an attacker needs of a network
 LOSSES = ("ce", "margin", "joint")  # see losses.py
-STEP_SHARES = {"fgsm": 1.0, "ffgsm": 1.25, "bim": 0.1, "pgd": 0.25, "mim": 0.1}  # of eps, where no step size is given
+STEP_SHARES = {
+    "fgsm": 1.0,
+    "ffgsm": 1.25,
+    "bim": 0.1,
+    "pgd": 0.25,
+    "mim": 0.1,
+    UNIVERSAL: 0.1,
+}  # of eps, where no step size is given
 STEPS, QUERY_BUDGET = 20, 1000  # where an attack has no usual number of its own
-USUAL_STEPS = {**dict.fromkeys((*APGD, *FAB, "autoattack", "cw"), 100), "deepfool": 50}
+USUAL_STEPS = {**dict.fromkeys((*APGD, *FAB, "autoattack", "cw", UNIVERSAL), 100), "deepfool": 50}
 USUAL_QUERIES = {"autoattack": 5000}
 
 # Which attacks a setting belongs to; with any other it must stay at its default. One-step attacks and noise let `steps`
 # pass, because one number of steps is often written for a whole list of attacks.
 BELONGS: dict[str, tuple[str, ...]] = {
-    "steps": (*STEPWISE, *APGD, *FAB, "autoattack", *MINIMAL, *NOISES),
-    "step_size": STEPWISE,
+    "steps": (*STEPWISE, *APGD, *FAB, "autoattack", UNIVERSAL, *MINIMAL, *NOISES),
+    "step_size": (*STEPWISE, UNIVERSAL),
     "restarts": (*STEPWISE, *APGD, *FAB, "autoattack", *QUERIES),
     "loss": STEPWISE,
     "eot": (*STEPWISE, *APGD, "autoattack"),
@@ -46,7 +54,7 @@ class AttackSpec:
         attack: one of NAMES, or a key of NOISES.
         eps: budget in pixel units of [0, 1] images (L-infinity), or the noise level.
         steps: gradient steps of the iterative attacks; None takes the attack's usual number (100 for apgd-*, fab-*,
-            autoattack and cw, 50 for deepfool, 20 for the rest) and is replaced by it.
+            autoattack, cw and universal, 50 for deepfool, 20 for the rest) and is replaced by it.
         step_size: of one step, in pixel units; None takes the attack's usual one (see STEP_SHARES).
         restarts: random starts; an image counts as broken when one of them breaks it.
         labels: what the attacker pushes away from: "true" labels, the classifier's "predicted" ones, or (fgsm, ffgsm, bim,
@@ -91,14 +99,17 @@ class AttackSpec:
         if self.attack not in STEP_SHARES:
             return None
         share = STEP_SHARES[self.attack]
-        if self.attack in MANY_STEPS:  # fewer steps than the usual ones must still be able to reach the budget's edge
+        if self.attack in (
+            *MANY_STEPS,
+            UNIVERSAL,
+        ):  # fewer steps than the usual ones must still be able to reach the budget's edge
             share = max(share, 1 / self.steps)
         return self.step_size or share * self.eps
 
     def title(self) -> str:
         """A short name for tables, such as "pgd-20 margin eot-10"; "autoattack" alone is the standard one, uncut."""
         name = self.attack
-        if name in (*MANY_STEPS, *APGD, *FAB, *MINIMAL) or (name == "autoattack" and self.steps != USUAL_STEPS[name]):
+        if name in (*MANY_STEPS, *APGD, *FAB, *MINIMAL, UNIVERSAL) or (name == "autoattack" and self.steps != USUAL_STEPS[name]):
             name += f"-{self.steps}"
         if self.attack in QUERIES:
             name += f"-{self.queries}"

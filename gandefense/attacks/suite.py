@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gandefense.attacks import autoattack, hopskipjump, minimal, stepwise
+from gandefense.attacks import autoattack, hopskipjump, minimal, stepwise, universal
 from gandefense.attacks.noise import NOISES
 from gandefense.attacks.spec import (
     MANY_STEPS,
     NAMES,
     ONE_STEP,
+    UNIVERSAL,
     AttackSpec,
     check_classes,
     check_spec,
@@ -28,6 +30,7 @@ __all__ = [
     "MANY_STEPS",
     "NAMES",
     "ONE_STEP",
+    "UNIVERSAL",
     "AttackSpec",
     "Attacked",
     "attack",
@@ -38,6 +41,7 @@ __all__ = [
     "frozen",
     "predict",
     "standard_suite",
+    "universal_perturbation",
 ]
 
 EPS_TOLERANCE = 1e-6  # rounding that ‖δ‖ may exceed eps by
@@ -66,10 +70,28 @@ ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor, AttackSpec, int], Tensor
     "autoattack": autoattack.standard,
     **dict.fromkeys(minimal.METHODS, lambda network, images, labels, spec, seed: minimal.run(network, images, labels, spec)),
     "hopskipjump": lambda network, images, labels, spec, seed: hopskipjump.run(network, images, labels, spec),
+    UNIVERSAL: universal.run,
 }
 
 
-def attack(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, *, seed: int = 0) -> Attacked:
+@contextmanager
+def _attacking(network: nn.Module, seed: int) -> Iterator[None]:
+    """The network frozen and torch's generators seeded; both are put back."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # manual_seed reseeds them all
+    with torch.random.fork_rng(devices=devices), frozen(network):
+        torch.manual_seed(seed)
+        yield
+
+
+def attack(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    spec: AttackSpec,
+    *,
+    seed: int = 0,
+    perturbation: Tensor | None = None,
+) -> Attacked:
     """Attack a network: parameters frozen and eval mode during the attack, both restored after it.
 
     Args:
@@ -79,6 +101,8 @@ def attack(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec,
         labels: (B,) int64, true classes.
         spec: the attack.
         seed: of its random parts; the global random state is left untouched.
+        perturbation: of "universal" alone, (C, H, W), made earlier by `universal_perturbation`; None makes one from these
+            very images.
 
     Raises:
         UserError: images out of range or not finite, an unknown attack or value, too few classes for the attack.
@@ -86,17 +110,33 @@ def attack(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec,
     check_spec(spec)
     check_images(images)
     images = images.clamp(0, 1)  # rounding that check_images lets pass
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # manual_seed reseeds them all
-    with torch.random.fork_rng(devices=devices), frozen(network):
-        torch.manual_seed(seed)
+    with _attacking(network, seed):
         if spec.attack in NOISES:
             attacked = NOISES[spec.attack](images, spec.eps)
         elif spec.eps == 0 or not len(images):
             attacked = images.clone()
         else:
-            attacked = ATTACKS[spec.attack](network, images, labels, spec, seed).detach()
+            if spec.attack == UNIVERSAL and perturbation is not None:
+                attacked = universal.applied(images, perturbation)
+            else:
+                attacked = ATTACKS[spec.attack](network, images, labels, spec, seed).detach()
             if not (attacked - images).abs().max() <= spec.eps + EPS_TOLERANCE:  # a NaN is no budget kept either
                 excess = (attacked - images).abs().max().item()
                 raise AssertionError(f"{spec.attack} exceeded its budget: {excess} > {spec.eps}")
         success = is_broken(network, attacked, labels, spec.loss)
     return Attacked(attacked, success, (attacked != images).flatten(1).any(1))
+
+
+def universal_perturbation(
+    network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, *, seed: int = 0, device: torch.device | None = None
+) -> Tensor:
+    """One perturbation for all images of a kind, (C, H, W) in ±eps, made from some of them; see `universal.fit`.
+
+    The network is frozen and in eval mode meanwhile, and the global random state left untouched.
+
+    Raises:
+        UserError: see `check_spec`.
+    """
+    check_spec(spec)
+    with _attacking(network, seed):
+        return universal.fit(network, images, labels, spec, seed, device=device)

@@ -165,6 +165,12 @@ def validation_key(restorer: str) -> str:
     return f"{restorer}/validation"
 
 
+def universal_key(cell: Cell) -> str:
+    """The record of the one perturbation that a cell's attack adds to every image; who attacks the same network shares it."""
+    attacked = f"{cell.restorer}/{cell.view}" if cell.own else cell.source or NO_RESTORER
+    return f"{attacked}/perturbation/{spec_key(cell.spec)}"
+
+
 def zero_key(restorer: str, view: str) -> str:
     """The record of how much of a view's gradient is exactly zero, on the first batch."""
     return f"{restorer}/zero_gradient/{view}"

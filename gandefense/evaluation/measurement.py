@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from gandefense import config as configuration
 from gandefense import distributed, zoo
-from gandefense.attacks.suite import AttackSpec, attack, check_classes, predict
+from gandefense.attacks.suite import UNIVERSAL, AttackSpec, attack, check_classes, predict, universal_perturbation
 from gandefense.attacks.threats import target
 from gandefense.data import datasets
 from gandefense.data.batches import batches
-from gandefense.errors import UserError
+from gandefense.errors import Interrupted, StorageError, UserError
 from gandefense.evaluation import checks, metrics
 from gandefense.evaluation.cells import (
     NO_RESTORER,
@@ -29,12 +29,13 @@ from gandefense.evaluation.cells import (
     earlier,
     spec_key,
     table_cells,
+    universal_key,
     validation_key,
     zero_key,
 )
 from gandefense.evaluation.records import PANEL, Records, code_hash, prepare_folder, tensor_hash
 from gandefense.evaluation.settings import EvaluateConfig
-from gandefense.files import locked, numbered_folder, print_interval
+from gandefense.files import locked, numbered_folder, print_interval, storing
 from gandefense.memory import in_halves
 from gandefense.restorers.base import DefendedClassifier, Restoration
 from gandefense.training.run import versions
@@ -142,6 +143,7 @@ class Measurement:
 
         Raises:
             UserError: another evaluation is in the folder or at work on it, or it cannot be written.
+            Interrupted: Ctrl-C or SIGTERM; the message says how to go on.
         """
         with ExitStack() as held:
             folder, mistake = "", ""
@@ -160,7 +162,13 @@ class Measurement:
             if distributed.rank() > 0:
                 self.folder = Path(folder)
                 self.records = Records(self.folder, self._origin())
-            yield
+            try:
+                with storing(self.folder):
+                    yield
+            except KeyboardInterrupt:
+                raise Interrupted(f"interrupted; what is done is kept: go on with output={self.folder}") from None
+            except StorageError as error:
+                raise StorageError(f"{error}; once it can be written again, go on with output={self.folder}") from None
 
     def _check_gradients(self, batch: Batch) -> None:
         """Raise UserError for a view that is to be attacked and has no gradient, or one that is not finite."""
@@ -217,6 +225,9 @@ class Measurement:
                     bar.update(len(batch.labels))
             distributed.barrier()
             self.detectors = {name: self._detector(name) for name in defences}
+            if distributed.rank() == 0:  # one perturbation for all processes
+                self._make_universal(bar)
+            distributed.barrier()
             for batch in self._batches(self.data):
                 for cells in self.cells.values():
                     for cell in cells:
@@ -233,6 +244,20 @@ class Measurement:
                     self._once(cell.key, few, lambda cell=cell, few=few: self._point(cell, few))
                     bar.update(len(few.labels))
         distributed.barrier()
+
+    def _make_universal(self, bar: tqdm) -> None:
+        """The perturbations that a whole data set shares, each from clean validation images, which no table counts."""
+        points = [cells for curves in self.curves.values() for cells in curves.values()]
+        for cell in (cell for cells in [*self.cells.values(), *points] for cell in cells):
+            if cell.spec is None or cell.spec.attack != UNIVERSAL:
+                continue
+            key = universal_key(cell)
+            bar.set_postfix_str(f"{cell.title} for all images on {cell.restorer}, {cell.view}")
+            images, labels, _ = self.validation
+            if not self.records.has(key, 0):
+                seed = self._seed(key, Batch(0, images, labels))
+                delta = universal_perturbation(self._network(cell), images, labels, cell.spec, seed=seed, device=self.device)
+                self.records.write(key, 0, {"perturbation": delta})
 
     def _is_curved(self, number: int) -> bool:
         return number * self.config.batch_size < self.config.curves.images
@@ -359,10 +384,11 @@ class Measurement:
         """Attacked images (B, C, H, W), with random parts that depend on the cell and the batch alone."""
         spec: AttackSpec = cell.spec
         seed = self._seed(key or cell.key, batch)
+        delta = self.records.read(universal_key(cell), 0)["perturbation"] if spec.attack == UNIVERSAL else None
 
         def work(images: Tensor, labels: Tensor, position: Tensor) -> tuple[Tensor, ...]:
             # Parts of a batch that memory did not do for draw starts of their own.
-            return (attack(network, images, labels, spec, seed=seed + int(position[0])).images,)
+            return (attack(network, images, labels, spec, seed=seed + int(position[0]), perturbation=delta).images,)
 
         return in_halves(work, batch.images, batch.labels, torch.arange(len(batch.labels)))[0]
 
@@ -413,6 +439,8 @@ class Measurement:
         record |= metrics.quality(restoration.images, batch.images, self.lpips) | self._kept(restoration.images)
         if self.randomised[cell.restorer]:
             record["predictions"] = self._predictions(defended, batch, attacked, cell)
+            if defended.restorer.passes > 1:  # the restoration at hand is one of the passes that a prediction averages
+                record["prediction"] = record["predictions"][:, 0].contiguous()
         for name, tensor in {"restored": restoration.images, **maps}.items():
             record |= self._picture(batch, name, tensor)
         return record

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gandefense.data.batches import tensor_hash
 from gandefense.errors import UserError
-from gandefense.files import write_text
+from gandefense.files import remove_leftovers, storing, write_text
 from gandefense.weights_io import load_weights, save_weights
 
 PACKAGE = Path(__file__).parent.parent
@@ -36,16 +37,8 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def tensor_hash(*tensors: Tensor) -> str:
-    """SHA-256 over the contents of tensors."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def prepare_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make an output folder; a finished one is refused, or with `overwrite` emptied of what an evaluation leaves.
+    """Make an output folder that this process holds; a finished one is refused, or with `overwrite` emptied of an evaluation.
 
     Raises:
         UserError: a finished evaluation is in it, or it cannot be written.
@@ -64,8 +57,13 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> None:
                     (folder / name).unlink(missing_ok=True)
         for name in ("records", "pictures"):
             (folder / name).mkdir(exist_ok=True)
+        remove_leftovers(folder)
     except OSError as error:
         raise UserError(f"cannot write to the output folder {folder}: {error.strerror}") from None
+
+
+def _contents(tensors: dict[str, Tensor]) -> str:
+    return tensor_hash(*(tensors[name] for name in sorted(tensors)))
 
 
 class Records:
@@ -86,9 +84,9 @@ class Records:
         stored = self.folder / "origin.json"
         if stored.is_file():
             try:
-                earlier = json.loads(stored.read_text(encoding="utf-8"))
-            except ValueError:
-                earlier = {}
+                earlier = dict(json.loads(stored.read_text(encoding="utf-8")))
+            except (ValueError, TypeError):
+                raise UserError(f"{stored} is damaged; give another output folder, or overwrite=true") from None
             differing = [topic for topic in {**origin, **earlier} if origin.get(topic) != earlier.get(topic)]
             if differing:
                 raise UserError(
@@ -111,6 +109,8 @@ class Records:
             tensors, description = load_weights(path)
         except UserError:  # damaged: it is made again
             return None
+        if description.get("contents") != _contents(tensors):  # a flipped bit: safetensors keeps no checksum
+            return None
         if description.get("fingerprint") != self.fingerprint or description.get("key") != key:
             raise UserError(f"{path} belongs to another evaluation; give another output folder, or overwrite=true")
         return tensors
@@ -122,10 +122,11 @@ class Records:
     def write(self, key: str, batch: int, tensors: dict[str, Tensor]) -> None:
         """Keep tensors, atomically."""
         path = self._path(key, batch)
-        path.parent.mkdir(exist_ok=True)
+        with storing(path):
+            path.parent.mkdir(exist_ok=True)
         # clones, because safetensors refuses tensors that share memory
         ready = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-        save_weights(path, ready, {"key": key, "fingerprint": self.fingerprint})
+        save_weights(path, ready, {"key": key, "fingerprint": self.fingerprint, "contents": _contents(ready)})
 
     def columns(self, key: str, batches: int) -> dict[str, Tensor]:
         """What the records of a key say of every image, batch after batch, pictures left out."""

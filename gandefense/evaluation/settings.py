@@ -25,10 +25,10 @@ class AttackEntry:
     """One attack in a config; see `AttackSpec`."""
 
     # fgsm, ffgsm, bim, pgd, mim, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, autoattack, deepfool, cw; square, hopskipjump (queries);
-    # or a noise such as gaussian[-1,1]
+    # universal (one perturbation for all images, made from validation images); or a noise such as gaussian[-1,1]
     attack: str = MISSING
     eps: float = 8 / 255  # budget in pixel units of [0, 1] images, or the noise level
-    steps: int | None = None  # gradient steps; null: the usual number (20; apgd-*, fab-*, autoattack 100)
+    steps: int | None = None  # gradient steps; null: the usual number (20; apgd-*, fab-*, autoattack, universal 100)
     step_size: float | None = None  # in pixel units; null: the attack's usual one
     restarts: int = 1  # random starts; an image is broken when one of them breaks it
     labels: str = "true"  # true, or predicted or random_target, the controls for label leaking
@@ -60,7 +60,7 @@ class WhiteBoxConfig:
     """Attacks that know the defence: every view × every attack."""
 
     views: list[str] = field(default_factory=lambda: ["straight_through", "detached"])  # what the attacker differentiates
-    attacks: list[AttackEntry] = field(default_factory=lambda: [AttackEntry("pgd", steps=20)])
+    attacks: list[AttackEntry] = field(default_factory=lambda: [AttackEntry("pgd", steps=20)])  # on every view, or on their own
 
 
 @dataclass
@@ -80,7 +80,7 @@ class CurvesConfig:
     view: str = "detached"  # what the attacker differentiates; the classifier alone is attacked as it is
     images: int = 100  # the first of the test images
     eps: list[float] = field(default_factory=list)  # budgets in pixel units
-    steps: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)  # numbers of gradient steps
     eot: list[int] = field(default_factory=list)  # only measured where the defence is randomised
 
 
@@ -93,7 +93,7 @@ class EvaluateConfig:
     classifier: str = "cifar10/classifier"
     restorers: list[str] = field(
         default_factory=lambda: ["cifar10/trn", "cifar10/gan"]
-    )  # same, or my_package.MyRestorer; "none": no defence
+    )  # same, or my_package.MyRestorer; jpeg, shield, random_resize … (`baselines.READY`), "jpeg:quality=40"; none: no defence
     output: str | None = None  # folder of results and records; null: a new numbered one in runs/
     overwrite: bool = False  # throw away what an earlier evaluation left in `output`
     seed: int = 0  # of the choice of images and of every attack's random parts
@@ -246,7 +246,7 @@ def _check_networks(config: EvaluateConfig) -> None:
     for role, name in wanted:
         description = zoo.describe(name)
         kind = description.get("kind")
-        if kind == "own":  # the user's own part, by its dotted name
+        if kind == "own" or (kind == zoo.READY and role == "restorer"):  # the user's own part, or one for every data set
             continue
         kinds = ("classifier",) if role == "classifier" else tuple(zoo.RESTORERS)
         if kind not in kinds:

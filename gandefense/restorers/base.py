@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,15 @@ class Restoration(NamedTuple):
 
 
 class Restorer(nn.Module):
-    """A network that cleans images; subclasses implement `forward`, and `scored` where views differ."""
+    """A network that cleans images; subclasses implement `forward`, and `scored` where views differ.
+
+    Attributes:
+        passes: how often a defence restores and classifies an image to average the logits, in its answers and in every view
+            of it. More than one makes sense only where something is random, which then is drawn anew in every pass (the 30
+            iterations of Xie et al. 2018). A restoration by itself is always one pass.
+    """
+
+    passes: int = 1
 
     def forward(self, images: Tensor) -> Restoration:
         """Restore images (B, C, H, W) in [0, 1]."""
@@ -61,20 +70,33 @@ class Restorer(nn.Module):
         return restoration.images, restoration.score
 
 
+def undetected(images: Tensor) -> Restoration:
+    """Restored images (B, C, H, W) of a restorer that detects nothing: score 0, never flagged, level unknown."""
+    nothing = torch.zeros(len(images), device=images.device)
+    return Restoration(images, nothing, nothing.bool(), torch.full_like(nothing, torch.nan), {})
+
+
 class IdentityRestorer(Restorer):
     """Leaves images as they are: the bare classifier in a table, and the null case in tests."""
 
     def forward(self, images: Tensor) -> Restoration:
-        count = len(images)
-        nothing = torch.zeros(count, device=images.device)
-        return Restoration(images, nothing, nothing.bool(), torch.full_like(nothing, torch.nan), {})
+        return undetected(images)
+
+
+def average(passes: int, once: Callable[[], Tensor]) -> Tensor:
+    """The mean of what a function gives in so many calls; of one call, exactly that."""
+    total = once()
+    for _ in range(passes - 1):
+        total = total + once()
+    return total / passes if passes > 1 else total
 
 
 class View(nn.Module):
     """What an attacker differentiates: images (B, C, H, W) in [0, 1] → logits (B, K).
 
     With a `detector`, a threshold and a spread of scores, a last column says how far the detector's score lies above its
-    threshold, in units of the spread: (B, K + 1), for the joint attack on classifier and detector.
+    threshold, in units of the spread: (B, K + 1), for the joint attack on classifier and detector. Every view of the
+    restorer is averaged over its `passes`, as the defence's own answers are.
     """
 
     def __init__(self, defended: DefendedClassifier, name: str, detector: tuple[float, float] | None = None) -> None:
@@ -84,35 +106,41 @@ class View(nn.Module):
         self.detector = detector
 
     def forward(self, images: Tensor) -> Tensor:
-        classifier, restorer = self.defended.classifier, self.defended.restorer
         if self.name == "oblivious":
-            return classifier(images)
-        if self.detector is None:
-            if self.name == "straight_through":
-                return classifier(restorer.surrogate(images))
-            return classifier(self._valued(images, restorer.differentiable(images, self.name)))
+            return self.defended.classifier(images)
+        return average(self.defended.restorer.passes, lambda: self._once(images))
+
+    def _once(self, images: Tensor) -> Tensor:
+        """One pass."""
+        classifier, restorer = self.defended.classifier, self.defended.restorer
+        if self.detector is None and self.name == "straight_through":
+            return classifier(restorer.surrogate(images))
+        hard = self._hard(images) if self.name == "smooth" else None
         # The identity says nothing of a score, so that its gradient is the detached one there.
         restored, score = restorer.scored(images, "detached" if self.name == "straight_through" else self.name)
         if self.name == "straight_through":
             restored = images + (restored - images).detach()
-        restored = self._valued(images, restored)
+        if hard is not None:
+            restored = hard + (restored - restored.detach())
+        if self.detector is None:
+            return classifier(restored)
         threshold, spread = self.detector
         return torch.cat([classifier(restored), ((score - threshold) / spread).unsqueeze(1)], dim=1)
 
-    def _valued(self, images: Tensor, restored: Tensor) -> Tensor:
-        """Under `smooth`, what the restorer really returns with the softened gradient, so that a success is a real one."""
-        if self.name != "smooth":
-            return restored
-        with torch.no_grad():
-            hard = self.defended.restorer(images).images
-        return hard.detach() + (restored - restored.detach())
+    def _hard(self, images: Tensor) -> Tensor:
+        """What the restorer really returns: under `smooth` it gets the softened gradient, so that a success is a real one.
+
+        It sees the random draws that the softened pass after it will see.
+        """
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), torch.no_grad():
+            return self.defended.restorer(images.detach()).images
 
 
 class DefendedClassifier(nn.Module):
     """A classifier behind a restorer, as one plain module: images (B, C, H, W) in [0, 1] → logits (B, K).
 
-    Any attack library can attack it unchanged: its gradient is that of the `exact` view. Images outside [0, 1], with
-    NaN or with a wrong number of channels raise UserError (a ValueError).
+    Logits are averaged over the restorer's `passes`. Any attack library can attack it unchanged: its gradient is that of the
+    `exact` view. Images outside [0, 1], with NaN or with a wrong number of channels raise UserError (a ValueError).
     """
 
     def __init__(self, restorer: Restorer, classifier: nn.Module, *, channels: int | None = None, name: str = "defended") -> None:
@@ -125,6 +153,10 @@ class DefendedClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.channels)
+        return average(self.restorer.passes, lambda: self._once(images))
+
+    def _once(self, images: Tensor) -> Tensor:
+        """One pass."""
         if torch.is_grad_enabled() and images.requires_grad:
             return self.classifier(self.restorer.differentiable(images, "exact"))
         return self.classifier(self.restorer(images).images)

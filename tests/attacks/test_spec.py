@@ -81,6 +81,7 @@ def test_a_setting_is_taken_where_it_belongs_and_refused_elsewhere(name: str, se
         (AttackSpec("hopskipjump"), "hopskipjump-1000", "linf"),
         (AttackSpec("deepfool"), "deepfool-50", "linf"),
         (AttackSpec("cw"), "cw-100", "linf"),
+        (AttackSpec("universal"), "universal-100", "linf"),
         (AttackSpec("autoattack"), "autoattack", "linf"),
         (AttackSpec("autoattack", steps=20), "autoattack-20", "linf"),
         (AttackSpec("autoattack", steps=20, queries=1000), "autoattack-20 queries-1000", "linf"),
@@ -94,7 +95,7 @@ def test_titles_and_norms(spec: AttackSpec, title: str, norm: str) -> None:
 def test_usual_numbers_stand_where_none_are_given() -> None:
     usual = {name: (AttackSpec(name).steps, AttackSpec(name).queries) for name in NAMES}
     assert {name: numbers for name, numbers in usual.items() if numbers != (20, 1000)} == {
-        **dict.fromkeys(("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "cw"), (100, 1000)),
+        **dict.fromkeys(("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "cw", "universal"), (100, 1000)),
         "deepfool": (50, 1000),
         "autoattack": (100, 5000),
     }
@@ -116,9 +117,10 @@ def test_families() -> None:
 def test_step_sizes() -> None:
     assert AttackSpec("pgd", eps=0.04).step() == pytest.approx(0.01)
     assert AttackSpec("pgd", eps=0.04, step_size=0.002).step() == 0.002
-    assert [AttackSpec(name).step() for name in (*NAMES, *NOISES) if name not in STEPWISE] == [None] * (
-        len(NAMES) - 5 + len(NOISES)
-    )
+    assert AttackSpec("universal", eps=0.04).step() == pytest.approx(0.004)
+    assert AttackSpec("universal", eps=0.04, steps=4).step() == pytest.approx(0.01), "four steps reach the edge"
+    others = [name for name in (*NAMES, *NOISES) if name not in (*STEPWISE, "universal")]
+    assert [AttackSpec(name).step() for name in others] == [None] * (len(NAMES) - 6 + len(NOISES))
 
 
 @pytest.mark.parametrize(

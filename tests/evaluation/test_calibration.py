@@ -15,11 +15,11 @@ from gandefense.attacks.suite import AttackSpec, attack
 from gandefense.config import DataConfig
 from gandefense.data import datasets, sources
 from gandefense.data.batches import to_float
+from gandefense.evaluation import calibration
 from gandefense.evaluation.metrics import wilson_interval
 
-EPS = 8 / 255
-IMAGES = 256
-OWN = "tests.helpers.calibration"
+IMAGES = calibration.IMAGES
+EPS = calibration.EPS
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,57 +30,41 @@ pytestmark = [
 ]
 
 
-def measure(folder: Path, views: list[str], attacks: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
-    """An evaluation of real test images at 8/255: naive attacks first, then what still stands is attacked by better ones."""
-    settings = {"gray_box": [], "white_box": {"views": views, "attacks": attacks}, **settings}
-    fixed = {"limit": IMAGES, "batch_size": 128, "images": 0, "validation_images": 64, "cost_batch_size": 16, "device": "cpu"}
-    return gandefense.evaluate(**fixed, **settings, output=str(folder / "out"))
-
-
-def row(results: dict[str, Any], **wanted: Any) -> dict[str, Any]:
-    """The one row with these entries."""
-    (found,) = [row for row in results["rows"] if all(row[key] == value for key, value in wanted.items())]
-    return found
-
-
-def fired(results: dict[str, Any]) -> set[str]:
-    return {finding["name"] for finding in results["checks"] if finding["fired"]}
+def measure(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A case of the calibration on real test images: what results.json holds, and the calibration's summary of it."""
+    case = calibration.CASES[name]
+    results = calibration.measure(case, folder / "out", device="cpu")
+    return results, calibration.summary(case, results)
 
 
 def test_a_quantiser_is_seen_through(tmp_path: Path) -> None:
     """Its true gradient is zero, so that naive PGD stalls; the identity in its place breaks it."""
-    naive, better = {"attack": "pgd", "steps": 5}, {"attack": "pgd", "steps": 20, "survivors": True}
-    more = {"attack": "pgd", "steps": 40, "loss": "margin", "restarts": 2, "survivors": True, "views": ["straight_through"]}
-    attacks = [{**naive, "views": ["exact"]}, {**better, "views": ["straight_through"]}, more]
-    name = f"{OWN}.ThreeBit"
-    results = measure(tmp_path, ["straight_through", "exact"], attacks, restorers=[name])
-    assert row(results, restorer=name, view="exact", title="pgd-5")["accuracy"] > 0.3, "naive PGD was meant to stall"
-    assert results["worst_case"][name]["white_box"]["accuracy"] <= 0.01
-    assert "zero_gradients" in fired(results)
+    _, summary = measure("quantiser", tmp_path)
+    assert (summary["attacks"][0]["title"], summary["attacks"][0]["view"]) == ("pgd-5", "exact")
+    assert summary["attacks"][0]["accuracy"] > 0.3, "naive PGD was meant to stall"
+    assert summary["worst_case"]["accuracy"] <= 0.01
+    assert "zero_gradients" in summary["fired"]
 
 
 def test_confident_logits_are_seen_through(tmp_path: Path) -> None:
     """Logits times 1,000 leave cross-entropy without a gradient; a loss on the logits themselves does not care."""
-    attacks = [{"attack": "pgd", "steps": 5}, {"attack": "pgd", "steps": 20, "loss": "margin", "survivors": True}]
-    attacks.append({"attack": "apgd-dlr", "steps": 40, "survivors": True})
-    results = measure(tmp_path, ["detached"], attacks, restorers=["none"], classifier=f"{OWN}.Confident")
-    assert row(results, title="pgd-5")["accuracy"] > 0.3, "cross-entropy was meant to stall"
-    assert results["worst_case"]["none"]["white_box"]["accuracy"] <= 0.01
+    _, summary = measure("confident", tmp_path)
+    assert summary["attacks"][0]["accuracy"] > 0.3, "cross-entropy was meant to stall"
+    assert summary["worst_case"]["accuracy"] <= 0.01
 
 
 def test_randomness_is_seen_through(tmp_path: Path) -> None:
     """Without EOT an attacker aims at a draw that does not come back; with it the table shows what that was worth."""
-    attacks = [{"attack": "pgd", "steps": 5}, {"attack": "pgd", "steps": 10, "eot": 5}]
-    attacks.append({"attack": "pgd", "steps": 20, "eot": 10, "loss": "margin", "survivors": True})
-    name = f"{OWN}.RandomResize"
-    results = measure(tmp_path, ["exact"], attacks, restorers=[name], resubmissions=10)
-    assert results["randomised"] == {"none": False, name: True}
-    rows = [row for row in results["rows"] if row["restorer"] == name and row["threat"] == "white_box"]
-    assert [row["eot_samples"] for row in rows] == [1, 5, 10], "the table shows both"
-    assert rows[1]["accuracy"] < rows[0]["accuracy"] and rows[1]["resubmissions"] == 10
-    assert rows[1]["resubmitted_accuracy"] <= rows[1]["accuracy"]
-    assert results["worst_case"][name]["white_box"]["accuracy"] <= 0.05
-    assert "randomised" in fired(results)
+    results, summary = measure("random", tmp_path)
+    assert results["randomised"] == {"none": False, calibration.CASES["random"].restorer: True}
+    attacks = summary["attacks"]
+    assert [row["eot_samples"] for row in attacks] == [1, 5, 10], "the table shows both"
+    assert attacks[1]["accuracy"] < attacks[0]["accuracy"]
+    assert attacks[1]["resubmitted_accuracy"] <= attacks[1]["accuracy"]
+    (averaged,) = (row for row in results["rows"] if row["title"] == "pgd-10 eot-5")
+    assert averaged["resubmissions"] == 10
+    assert summary["worst_case"]["accuracy"] <= 0.05
+    assert "randomised" in summary["fired"]
 
 
 def some(count: int) -> tuple[Tensor, Tensor]:

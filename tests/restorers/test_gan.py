@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gandefense.attacks.threats import VIEWS
 from gandefense.errors import UserError
 from gandefense.restorers.base import DefendedClassifier
-from gandefense.restorers.gan import SOFTNESS, GANNetworks, GANRestorer, Round, from_weights
+from gandefense.restorers.gan import SOFTNESS, GANNetworks, GANRestorer, Judged, Round, from_weights
 from tests.helpers.networks import small_cnn
 
 SIZE = 6
@@ -31,17 +31,14 @@ class Dimming(nn.Module):
         self.cleaning, self.dimming = cleaning, dimming
         self.seen: list[tuple[str, int]] = []
 
-    def _logit(self, images: Tensor) -> Tensor:
-        return images.mean((1, 2, 3))
+    def judge(self, images: Tensor) -> Judged:
+        self.seen.append(("judge", len(images)))
+        logit, sparsity = images.mean((1, 2, 3)), images.mean(1, keepdim=True)
+        return Judged(images * self.cleaning, images, logit, images.amax((1, 2, 3)), sparsity)
 
-    def forward(self, images: Tensor, *, constant_level: bool = False) -> Round:
-        self.seen.append(("round", len(images)))
-        sparsity = images.mean(1, keepdim=True)
-        return Round(images * self.cleaning, images * self.dimming, self._logit(images), images.amax((1, 2, 3)), sparsity)
-
-    def detect(self, images: Tensor) -> Tensor:
-        self.seen.append(("detect", len(images)))
-        return self._logit(images)
+    def regenerate(self, judged: Judged, *, constant_level: bool = False) -> Tensor:
+        self.seen.append(("regenerate", len(judged.logit)))
+        return judged.code * self.dimming  # here the code is the image
 
 
 class Smooth(nn.Module):
@@ -50,20 +47,23 @@ class Smooth(nn.Module):
     def __init__(self, *, logit: float) -> None:
         super().__init__()
         self.clean = nn.Conv2d(3, 3, 3, padding=1)
-        self.regenerate = nn.Conv2d(3, 3, 3, padding=1)
+        self.again = nn.Conv2d(3, 3, 3, padding=1)
         self.bias = logit
         self.double()
 
     def forward(self, images: Tensor, *, constant_level: bool = False) -> Round:
-        cleaned = torch.sigmoid(4 * (images - 0.5) + self.clean(images))
-        logit = self.detect(images)
-        level = (images - cleaned).square().flatten(1).mean(1).sqrt()
-        used = level.detach() if constant_level else level
-        regenerated = torch.sigmoid(3 * (cleaned - 0.5) + self.regenerate(cleaned) + 6 * used.view(-1, 1, 1, 1))
-        return Round(cleaned, regenerated, logit, level, cleaned.mean(1, keepdim=True))
+        judged = self.judge(images)
+        return Round(judged.cleaned, self.regenerate(judged, constant_level=constant_level), *judged[2:])
 
-    def detect(self, images: Tensor) -> Tensor:
-        return self.bias + 0.1 * torch.tanh(images.flatten(1).sum(1))
+    def judge(self, images: Tensor) -> Judged:
+        cleaned = torch.sigmoid(4 * (images - 0.5) + self.clean(images))
+        logit = self.bias + 0.1 * torch.tanh(images.flatten(1).sum(1))
+        level = (images - cleaned).square().flatten(1).mean(1).sqrt()
+        return Judged(cleaned, images, logit, level, cleaned.mean(1, keepdim=True))
+
+    def regenerate(self, judged: Judged, *, constant_level: bool = False) -> Tensor:
+        used = judged.level.detach() if constant_level else judged.level
+        return torch.sigmoid(3 * (judged.cleaned - 0.5) + self.again(judged.cleaned) + 6 * used.view(-1, 1, 1, 1))
 
 
 def _flat(*brightness: float) -> Tensor:
@@ -96,7 +96,8 @@ def test_finished_images_leave_the_batch_and_the_order_is_kept() -> None:
     restoration = _restorer(networks, rounds=4)(images)
     # 0.3 passes after one round; 0.5 and 0.7 after two; 0.9 after three (0.1125)
     assert torch.allclose(restoration.images, _flat(0.1, 0.1125, 0.15, 0.125, 0.15, 0.175))
-    assert networks.seen == [("round", 6), ("detect", 4), ("round", 3), ("detect", 3), ("round", 1), ("detect", 1)]
+    steps = [("judge", 6), ("regenerate", 4), ("judge", 4), ("regenerate", 3), ("judge", 3), ("regenerate", 1), ("judge", 1)]
+    assert networks.seen == steps
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 5])
@@ -104,7 +105,7 @@ def test_the_round_limit_is_respected(rounds: int) -> None:
     networks = Dimming(dimming=0.9)
     restoration = _restorer(networks, rounds=rounds, threshold=0.0)(_flat(0.8, 0.6))
     assert torch.allclose(restoration.images, _flat(0.8, 0.6) * 0.9**rounds)
-    assert networks.seen.count(("round", 2)) == rounds
+    assert networks.seen.count(("regenerate", 2)) == rounds
     assert [name for name in restoration.maps if name.startswith("round_")] == [f"round_{i + 1}" for i in range(rounds)]
 
 
@@ -141,7 +142,7 @@ def test_a_batch_with_nothing_flagged_comes_back_as_it_is(view: str | None) -> N
     restorer = _restorer(networks)
     restored = restorer(images).images if view is None else restorer.differentiable(images, view)
     assert torch.equal(restored, images)
-    assert networks.seen == [("round", 3)]
+    assert networks.seen == [("judge", 3)]
 
 
 @pytest.mark.parametrize("brightness", [0.1, 0.3, 0.9])
@@ -197,7 +198,7 @@ def test_the_detached_view_holds_the_level_of_every_round_constant(images: Tenso
         for _ in range(rounds):
             level = networks(point).level.detach()
             cleaned = networks(point).cleaned
-            point = torch.sigmoid(3 * (cleaned - 0.5) + networks.regenerate(cleaned) + 6 * level.view(-1, 1, 1, 1))
+            point = torch.sigmoid(3 * (cleaned - 0.5) + networks.again(cleaned) + 6 * level.view(-1, 1, 1, 1))
         return point
 
     expected = _gradient(at_constant_level, images, weights)
