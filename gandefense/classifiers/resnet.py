@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from gandefense.classifiers.feature_denoising import DenoisingBlock
+
 
 class Normalize(nn.Module):
     """Subtract a channel's mean and divide by its standard deviation: (B, C, H, W) in [0, 1] → (B, C, H, W)."""
@@ -44,7 +46,8 @@ class ShallowResNet(nn.Module):
     The layout that D. Page made known in the DAWNBench competition (2018): a stem, three stages of convolution and max
     pooling, and a residual pair of convolutions after the stages named in `residual_stages`. Page's network ends in a
     global maximum (`pooling="max"`), through which a gradient reaches one position a channel, and attacks may
-    stall; the mean is ours.
+    stall; the mean is ours. `denoise` names the operation of a denoising block (Xie et al. 2019) after the stem and
+    after each stage, four in all; None: no blocks.
     """
 
     def __init__(
@@ -56,16 +59,21 @@ class ShallowResNet(nn.Module):
         widths: tuple[int, int, int, int] = (32, 64, 128, 256),
         residual_stages: tuple[int, ...] = (0, 1, 2),
         pooling: str = "mean",
+        denoise: str | None = None,
     ) -> None:
         super().__init__()
         self.pooling = pooling
         self.normalize = Normalize(mean, std)
         self.stem = _conv_bn_relu(len(mean), widths[0])
-        stages = []
+        if denoise is not None:
+            self.stem.append(DenoisingBlock(denoise, widths[0]))
+        stages: list[nn.Module] = []
         for stage, (inputs, outputs) in enumerate(pairwise(widths)):
             stages.append(_conv_bn_relu(inputs, outputs, pool=True))
             if stage in residual_stages:
                 stages.append(Residual(nn.Sequential(_conv_bn_relu(outputs, outputs), _conv_bn_relu(outputs, outputs))))
+            if denoise is not None:
+                stages.append(DenoisingBlock(denoise, outputs))
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(widths[-1], classes)
 

@@ -1,10 +1,12 @@
-"""Adversarial training of a classifier: which attacked images a batch is joined by, and how the two losses are weighed."""
+"""Adversarial training of a classifier: which attacked images a batch is joined by, and how the losses are weighed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gandefense.attacks.random_step import random_step
@@ -12,19 +14,37 @@ from gandefense.attacks.suite import AttackSpec, attack, frozen, predict
 from gandefense.data.batches import batches
 from gandefense.data.datasets import Images
 from gandefense.errors import UserError
+from gandefense.training.distillation import distillation as divergence  # KL(second ‖ first), mean over the batch
+from gandefense.training.state import require
 
-METHODS = ("none", "fgsm")
+# none; fgsm: one step from a random start; pgd: several (Madry et al. 2018); trades: clean loss + beta · KL of the pair (Zhang
+# et al. 2019); alp: pgd, and the pair's logits drawn together (Kannan et al. 2018). Attacked anew for every batch.
+METHODS = ("none", "fgsm", "pgd", "trades", "alp")
 CONTROL = AttackSpec("pgd", steps=10)  # what validation images are attacked with; its eps is the training's
+TRADES_START = 0.001  # standard deviation of the start in pixel units: the KL has no gradient at the clean image itself
+
+
+@dataclass
+class WeightPerturbationConfig:
+    """Adversarial weight perturbation (Wu et al. 2020), on top of any method but none."""
+
+    gamma: float = 0.0  # size relative to each layer's norm; 0: off; the paper takes 0.01 with pgd, 0.005 with trades
+    warmup: float = 0.0  # epochs before it sets in
 
 
 @dataclass
 class AdversarialConfig:
     """How a classifier is trained against attacks."""
 
-    method: str = "none"  # none, or fgsm: one step from a random start, made anew for every batch
+    method: str = "none"  # none, fgsm, pgd, trades or alp; see METHODS
     eps: float = 8 / 255  # budget in pixel units
-    clean_weight: float = 0.5  # α in α · J(clean) + (1 − α) · J(attacked) (Goodfellow et al. 2015); 0: attacked images alone
-    validation_images: int = 500  # attacked with PGD-10 after every epoch, to see whether the one step still teaches
+    steps: int = 10  # of pgd, trades and alp; fgsm has one
+    step_size: float | None = None  # in pixel units; None: see `step_size`
+    clean_weight: float = 0.5  # of fgsm, pgd, alp: α in α · J(clean) + (1 − α) · J(attacked); 0: attacked images alone
+    beta: float = 6.0  # of trades, 1/λ in the paper; 6 is its choice
+    pairing_weight: float = 0.5  # of alp, times the mean squared difference of the pair's logits
+    awp: WeightPerturbationConfig = field(default_factory=WeightPerturbationConfig)
+    validation_images: int = 500  # attacked with PGD-10 after every epoch, to see whether the few steps still teach
 
 
 def check(options: AdversarialConfig) -> None:
@@ -33,16 +53,98 @@ def check(options: AdversarialConfig) -> None:
         raise UserError(f"unknown train.adversarial.method {options.method!r}; known: {', '.join(METHODS)}")
     if not 0 < options.eps <= 1:
         raise UserError(f"train.adversarial.eps is in pixel units of [0, 1] images (write 8/255), got {options.eps}")
-    if options.validation_images < 1:
-        raise UserError(f"train.adversarial.validation_images must be at least 1, got {options.validation_images}")
+    require(counts={f"train.adversarial.{name}": getattr(options, name) for name in ("steps", "validation_images")})
+    require(positive={"train.adversarial.step_size": step_size(options)})
     if not 0 <= options.clean_weight <= 1:
         raise UserError(f"train.adversarial.clean_weight must lie in [0, 1], got {options.clean_weight}")
+    weights = {"beta": options.beta, "pairing_weight": options.pairing_weight}
+    weights |= {"awp.gamma": options.awp.gamma, "awp.warmup": options.awp.warmup}
+    for name, value in weights.items():
+        if not value >= 0:
+            raise UserError(f"train.adversarial.{name} must not be negative, got {value}")
+    if options.awp.gamma > 0 and options.method == "none":
+        raise UserError("train.adversarial.awp perturbs the weights against attacked images; choose a train.adversarial.method")
+
+
+def step_size(options: AdversarialConfig) -> float:
+    """Size of one step in pixel units: the config's, else 2.5 · eps / steps (Madry et al. 2018), at most 1.25 · eps.
+
+    Longer steps are those with which training against a single step breaks down (Wong et al. 2020), hence the limit.
+    """
+    return options.step_size if options.step_size is not None else options.eps * min(2.5 / options.steps, 1.25)
+
+
+def _ascend(
+    network: nn.Module, images: Tensor, start: Tensor, objective: Callable[[Tensor], Tensor], options: AdversarialConfig
+) -> Tensor:
+    """Signed gradient steps that raise objective(logits), within eps of the images and [0, 1]; all (B, C, H, W)."""
+    low, high = (images - options.eps).clamp(min=0), (images + options.eps).clamp(max=1)
+    attacked, size = start.clamp(low, high), step_size(options)
+    for _ in range(options.steps):
+        attacked.requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(objective(network(attacked).float()), attacked)
+        attacked = (attacked.detach() + size * gradient.sign()).clamp(low, high)
+    return attacked
 
 
 def attacked_batch(network: nn.Module, images: Tensor, labels: Tensor, options: AdversarialConfig) -> Tensor:
-    """Images (B, C, H, W) in [0, 1] attacked against the network as it stands, in eval mode."""
+    """Images (B, C, H, W) in [0, 1] attacked against the network as it stands, in eval mode; unchanged under "none".
+
+    "trades" maximises the divergence from the clean images' predictions, and needs no labels; the others maximise the
+    cross-entropy.
+    """
+    if options.method == "none":
+        return images
     with frozen(network):
-        return random_step(network, images, labels, options.eps)
+        if options.method == "fgsm":
+            return random_step(network, images, labels, options.eps)
+        if options.method == "trades":
+            with torch.no_grad():
+                clean = network(images).float()
+            start = images + TRADES_START * torch.randn_like(images)
+            return _ascend(network, images, start, lambda logits: divergence(logits, clean), options)
+        start = images + options.eps * (2 * torch.rand_like(images) - 1)
+        return _ascend(network, images, start, lambda logits: F.cross_entropy(logits, labels, reduction="sum"), options)
+
+
+def loss(
+    network: nn.Module, images: Tensor, attacked: Tensor, labels: Tensor, options: AdversarialConfig, *, smoothing: float = 0.0
+) -> Tensor:
+    """The scalar that a training step minimises.
+
+    none: J(clean). fgsm, pgd: α J(clean) + (1 − α) J(attacked) (Goodfellow et al. 2015). trades: J(clean) + β
+    KL(p(clean) ‖ p(attacked)) (Zhang et al. 2019), where gradients reach both sides. alp: as pgd, plus the pairing
+    term (Kannan et al. 2018).
+
+    Args:
+        network: images (B, C, H, W) in [0, 1] → logits (B, K), in training mode; clean and attacked images pass it
+            apart from each other.
+        images: the clean batch.
+        attacked: what `attacked_batch` gave for it.
+        labels: (B,) int64, or soft labels (B, K).
+        options: method and weights.
+        smoothing: label smoothing of every J.
+    """
+
+    def judge(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+    if options.method == "none":
+        return judge(network(images).float())
+    if options.method == "trades":
+        clean = network(images).float()
+        if options.beta == 0:
+            return judge(clean)
+        return judge(clean) + options.beta * divergence(network(attacked), clean)
+    logits = network(attacked).float()
+    total = judge(logits)
+    if options.clean_weight > 0 or options.method == "alp":
+        clean = network(images).float()
+        total = options.clean_weight * judge(clean) + (1 - options.clean_weight) * total
+        if options.method == "alp":
+            total = total + options.pairing_weight * F.mse_loss(logits, clean)
+    return total
 
 
 def robust_accuracy(network: nn.Module, data: Images, options: AdversarialConfig, device: torch.device) -> float:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gandefense import classifiers, zoo
+from gandefense import classifiers, distributed, zoo
+from gandefense.attacks.cache import fingerprint
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import augmentation, batch_indices, batches, to_float
+from gandefense.data.batches import augmentation, batch_indices, batches, tensor_hash, to_float
+from gandefense.errors import UserError
 from gandefense.precision import autocast
-from gandefense.training import adversarial
+from gandefense.training import adversarial, vaccination
 from gandefense.training.adversarial import AdversarialConfig
+from gandefense.training.adversarial_weights import perturbed_weights
+from gandefense.training.batch_norm import synchronised
+from gandefense.training.parts import check_parts, parts
 from gandefense.training.run import check_finite, check_settings, open_run
+from gandefense.training.soft_labels import DistillationConfig, last_layer, load_teacher, magnify, soft_labels
 from gandefense.training.state import (
     Means,
     choose_device,
@@ -25,6 +32,7 @@ from gandefense.training.state import (
     require,
     seed_everything,
 )
+from gandefense.training.vaccination import JpegConfig
 from gandefense.weights_io import fill, load_weights
 
 
@@ -32,16 +40,19 @@ from gandefense.weights_io import fill, load_weights
 class OptimiserConfig:
     """SGD with a one-cycle learning rate."""
 
-    batch_size: int = 256
-    epochs: float = 28
+    batch_size: int = 256  # images per step, over all processes
+    accumulate: int = 1  # pieces that a process cuts its share of a batch into; batch norm then sees one piece at a time
+    epochs: float = 28  # passes over the training images
     learning_rate: float = 0.2  # peak, for batches of 256 and the mean loss
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    momentum: float = 0.9  # of SGD, Nesterov
+    weight_decay: float = 5e-4  # of weights, not of biases and norms
     warmup: float = 0.2  # fraction of the steps in which the learning rate rises
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.1  # share of the label that is spread over all classes
     erase: float = 0.0  # probability of random erasing
     ema_decay: float = 0.998  # of the weights that are kept in the end
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    jpeg: JpegConfig = field(default_factory=JpegConfig)
 
 
 @dataclass
@@ -50,10 +61,10 @@ class ClassifierConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    architecture: str = "resnet11"
+    architecture: str = "resnet11"  # a name in CLASSIFIERS of gandefense/classifiers/__init__.py
     start: str | None = None  # weights to start from: a run folder or safetensors file of fitting shapes; None: random
     train: OptimiserConfig = field(default_factory=OptimiserConfig)
-    resume: str | None = None
+    resume: str | None = None  # a run folder to go on with; on the command line, alone
 
 
 @torch.no_grad()
@@ -66,8 +77,24 @@ def accuracy(network: nn.Module, images: datasets.Images, device: torch.device, 
     return right / len(images.labels)
 
 
+def _objective(
+    network: nn.Module,
+    clean: Tensor,
+    attacked: Tensor,
+    labels: Tensor,
+    attacks: AdversarialConfig,
+    smoothing: float,
+    share: float,
+    device: torch.device,
+    precision: str,
+) -> Tensor:
+    """A part's loss, weighed by its share of the batch."""
+    with autocast(device, precision):
+        return share * adversarial.loss(network, clean, attacked, labels, attacks, smoothing=smoothing)
+
+
 def train(config: ClassifierConfig) -> Path:
-    """Train a classifier and write it as model.safetensors into its run folder.
+    """Train a classifier and write it as model.safetensors into its run folder; under torchrun, by all processes together.
 
     Returns:
         The weights' path.
@@ -75,8 +102,12 @@ def train(config: ClassifierConfig) -> Path:
     Raises:
         UserError: bad data, config or checkpoint, or a loss that is no longer finite.
     """
+    with distributed.processes(choose_device(config.run.device)) as device:
+        return _train(config, device)
+
+
+def _train(config: ClassifierConfig, device: torch.device) -> Path:
     options, attacks = config.train, config.train.adversarial
-    device = choose_device(config.run.device)
     data = datasets.describe(config.data.name)
     check_settings(config.run)
     require(
@@ -84,15 +115,24 @@ def train(config: ClassifierConfig) -> Path:
         positive={"train.epochs": options.epochs, "train.learning_rate": options.learning_rate},
     )
     adversarial.check(options.adversarial)
+    vaccination.check(options.jpeg)
+    if options.accumulate > 1 and attacks.awp.gamma > 0:
+        raise UserError("train.adversarial.awp needs the whole batch at once; set train.accumulate=1")
     autocast(device, config.run.precision)
     seed_everything(config.run.seed)
-    images = datasets.load(config.data, "train", seed=config.run.seed)
-    validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+    with distributed.first_before_others():
+        images = datasets.load(config.data, "train", seed=config.run.seed)
+        validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+    check_parts(options.accumulate, {"train.batch_size": min(options.batch_size, len(images.labels))})
     network = classifiers.build(config.architecture, data).to(device, memory_format=torch.channels_last)
     if config.start is not None:
         path = zoo.find(config.start)
         fill(network, load_weights(path)[0], source=path)
+    teacher = load_teacher(options.distillation, data, device)
+    if options.distillation.temperature != 1:
+        last_layer(network)  # a classifier that cannot be magnified says so before it is trained
     average = exponential_average(network, options.ema_decay)
+    network = synchronised(network, device)
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
     optimiser = torch.optim.SGD(
@@ -102,7 +142,10 @@ def train(config: ClassifierConfig) -> Path:
         nesterov=True,
     )
     augment = augmentation(data.size, erase=options.erase)
-    with open_run("classifier", config, config.run, config.resume) as run:
+    made_from = {"the images": tensor_hash(*images, *validation)}
+    if teacher is not None:
+        made_from["the teacher"] = fingerprint(teacher)
+    with open_run("classifier", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")
             return run.folder / "model.safetensors"
@@ -120,22 +163,25 @@ def train(config: ClassifierConfig) -> Path:
             chosen = batch_indices(len(images.labels), batch_size, step, config.run.seed)
             batch: Tensor = augment(to_float(images.images[chosen].to(device)))
             labels = images.labels[chosen].to(device)
-            batch = batch.contiguous(memory_format=torch.channels_last)
-            with autocast(device, config.run.precision):
-                if attacks.method == "none":
-                    loss = F.cross_entropy(network(batch).float(), labels, label_smoothing=options.label_smoothing)
-                else:
-                    attacked = adversarial.attacked_batch(network, batch, labels, attacks)
-                    loss = F.cross_entropy(network(attacked).float(), labels, label_smoothing=options.label_smoothing)
-                    if attacks.clean_weight > 0:
-                        clean = F.cross_entropy(network(batch).float(), labels, label_smoothing=options.label_smoothing)
-                        loss = attacks.clean_weight * clean + (1 - attacks.clean_weight) * loss
+            batch = vaccination.vaccinated(batch, options.jpeg).contiguous(memory_format=torch.channels_last)
+            gamma = attacks.awp.gamma if step >= attacks.awp.warmup * per_epoch else 0.0
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            mine = parts(batch_size, options.accumulate, device)
+            for part in mine:
+                clean, goals = batch[part.rows], labels[part.rows]
+                with part.drawing(), autocast(device, config.run.precision):
+                    attacked = adversarial.attacked_batch(network, clean, goals, attacks)
+                    targets = goals if teacher is None else soft_labels(teacher, clean, options.distillation.teacher_temperature)
+                terms = (network, clean, attacked, targets, attacks)
+                objective = partial(_objective, *terms, options.label_smoothing, part.share, device, config.run.precision)
+                with perturbed_weights(network, objective, gamma):
+                    loss = objective()
+                    loss.backward()
+                means.add(ends_step=part is mine[-1], loss=loss)
+            distributed.sum_gradients(network)
             optimiser.step()
             average.update_parameters(network)
 
-            means.add(loss=loss)
             run.step = step + 1
             bar.update()
             if run.step % config.run.log_every == 0 or run.step == steps:
@@ -143,27 +189,35 @@ def train(config: ClassifierConfig) -> Path:
                 images_seen = means.steps * batch_size
                 run.log({**means.take(), "train/learning_rate": optimiser.param_groups[0]["lr"]}, images=images_seen)
             if run.step % per_epoch == 0 or run.step == steps:
-                run.log({"validation/accuracy": accuracy(average.module, validation, device)})
-                if attacks.method != "none" and run.step < steps:  # the last one is measured below
-                    run.log(
-                        {"validation/robust_accuracy": adversarial.robust_accuracy(average.module, validation, attacks, device)}
-                    )
+                if distributed.is_first():
+                    run.log({"validation/accuracy": accuracy(average.module, validation, device)})
+                    if attacks.method != "none" and run.step < steps:  # the last one is measured below
+                        robust = adversarial.robust_accuracy(average.module, validation, attacks, device)
+                        run.log({"validation/robust_accuracy": robust})
+                distributed.barrier()
             if run.checkpoint_due():
                 check_finite(means, run)
                 run.save()
 
-        measured = {"validation_accuracy": accuracy(average.module, validation, device), "validation_n": len(validation.labels)}
-        if attacks.method != "none":
-            robust = adversarial.robust_accuracy(average.module, validation, attacks, device)
-            run.log({"validation/robust_accuracy": robust})
-            measured["validation_robust_accuracy"] = robust
-        metadata = {
-            "kind": "classifier",
-            "adversarial": attacks.method,
-            "architecture": config.architecture,
-            "data": data.name,
-            "measured": measured,
-        }
-        path = run.finish(average.module.state_dict(), metadata)
-        print(f"validation accuracy {measured['validation_accuracy']:.4f} (n = {measured['validation_n']}); weights: {path}")
-        return path
+        trained = deepcopy(average.module)  # the checkpoint keeps the unmagnified one, for another resume
+        magnify(trained, options.distillation.temperature)
+        if distributed.is_first():
+            measured = {
+                "validation_accuracy": accuracy(trained, validation, device),
+                "validation_n": len(validation.labels),
+            }
+            if attacks.method != "none":
+                robust = adversarial.robust_accuracy(trained, validation, attacks, device)
+                run.log({"validation/robust_accuracy": robust})
+                measured["validation_robust_accuracy"] = robust
+            metadata = {
+                "kind": "classifier",
+                "adversarial": attacks.method,
+                "architecture": config.architecture,
+                "data": data.name,
+                "measured": measured,
+            }
+            path = run.finish(trained.state_dict(), metadata)
+            print(f"validation accuracy {measured['validation_accuracy']:.4f} (n = {measured['validation_n']}); weights: {path}")
+        distributed.barrier()
+        return run.folder / "model.safetensors"

@@ -20,9 +20,10 @@ from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.errors import UserError
 from gandefense.training import adversarial
-from gandefense.training.adversarial import AdversarialConfig
+from gandefense.training.adversarial import AdversarialConfig, WeightPerturbationConfig
 from gandefense.training.classifier import ClassifierConfig, OptimiserConfig, accuracy, one_cycle, train
 from gandefense.training.run import Run
+from gandefense.training.vaccination import JpegConfig
 from gandefense.weights_io import load_weights
 
 ROOT = Path(__file__).parent.parent.parent
@@ -76,10 +77,42 @@ def test_adversarial_training_keeps_more_under_attack(config: Callable[..., Clas
     assert kept["fgsm"] > kept["none"] + 0.05
 
 
+@pytest.mark.parametrize("method", ["trades", "alp"])
+def test_each_method_resumes_where_it_stopped(
+    config: Callable[..., ClassifierConfig], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Stopped by an error in the ninth step of fourteen, one after a checkpoint; perturbed weights and JPEG included."""
+
+    def settings() -> ClassifierConfig:
+        fresh = config(epochs=2, checkpoint_every=4)
+        weights = WeightPerturbationConfig(gamma=0.01, warmup=0.5)
+        fresh.train.adversarial = AdversarialConfig(method=method, steps=2, awp=weights, validation_images=20)
+        fresh.train.jpeg = JpegConfig(probability=0.5, qualities=[30, 60])
+        return fresh
+
+    whole = load_weights(train(settings()))[0]
+    real, calls = adversarial.attacked_batch, []
+
+    def fails(*words: object) -> torch.Tensor:
+        calls.append(words)
+        if len(calls) == 9:
+            raise OSError("stopped")
+        return real(*words)
+
+    stopped = settings()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="stopped"):
+        patch.setattr(adversarial, "attacked_batch", fails)
+        train(stopped)
+    (folder,) = (path.parent for path in Path(stopped.run.folder).glob("*/checkpoint.pt") if path.parent.name.startswith("00001"))
+    stopped.resume = str(folder)
+    resumed = load_weights(train(stopped))[0]
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "free"}, "unknown train.adversarial.method 'free'; known: none, fgsm"),
+        ({"method": "free"}, "unknown train.adversarial.method 'free'; known: none, fgsm, pgd, trades, alp"),
         ({"eps": 8}, r"write 8/255\), got 8"),
         ({"clean_weight": 1.5}, r"must lie in \[0, 1\], got 1.5"),
     ],
