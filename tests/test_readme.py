@@ -1,23 +1,22 @@
-"""The README's Python examples run as they stand, but on fewer images."""
+"""The README: its tables are printed by the commands beside them, and what it names is there.
+
+That its commands and Python run is looked at in test_docs_commands.py.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-from gandefense import zoo
-from gandefense.data import sources
+from gandefense import __version__, zoo
+from gandefense.evaluation import readme_tables, report_tables
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 SHIPPED = {"cifar10/classifier", "cifar10/trn", "cifar10/gan", "cifar10/surrogate", "cifar10/adversarial-small"}
-
-
-def _examples() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
 
 
 def test_what_the_readme_names_is_shipped() -> None:
@@ -26,23 +25,51 @@ def test_what_the_readme_names_is_shipped() -> None:
         assert (zoo.WEIGHTS / f"{name}.json").is_file(), "every network has a card"
 
 
-@pytest.mark.slow
-def test_python_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (sources.data_root() / "cifar10" / "test_batch.bin").is_file():
-        pytest.skip("CIFAR-10 is not on this machine")
-    monkeypatch.chdir(tmp_path)
-    scope = {"my_classifier": nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).eval()}
-    for example in _examples():
-        exec(example.replace("limit=100", "limit=10, validation_images=20"), scope)
-    assert scope["logits"].shape == (2, 10)
-    assert scope["restoration"].images.shape == (2, 3, 32, 32)
-    assert 0 <= scope["results"]["worst_case"]["cifar10/trn"]["white_box"]["accuracy"] <= 1
-    assert scope["defended"](torch.rand(1, 3, 32, 32)).shape == (1, 10), "somebody else's classifier behind our restorer"
+@pytest.mark.parametrize(
+    ("command", "table"),
+    [
+        ("results/cifar10_quick.json", report_tables.readme_table),
+        ("results/cifar10_joint.json table=detection", readme_tables.detection),
+        ("results/calibration.json table=calibration", readme_tables.calibration),
+    ],
+)
+def test_tables_are_what_the_commands_beside_them_print(command: str, table: object) -> None:
+    text = README.read_text(encoding="utf-8")
+    printed = table(json.loads((ROOT / command.split()[0]).read_text(encoding="utf-8")))
+    assert f"`python tools/report.py {command}`" in text
+    assert f"\n\n{printed}\n\n" in text, f"paste what python tools/report.py {command} prints"
+
+
+def test_figures_of_the_adversarial_network_are_those_of_its_card() -> None:
+    card = json.loads((zoo.WEIGHTS / "cifar10/adversarial-small.json").read_text(encoding="utf-8"))
+    measured, text = card["validation"], " ".join(README.read_text(encoding="utf-8").split())
+    assert f"{100 * measured['validation_accuracy']:.2f} % on {measured['validation_n']:,} validation images" in text
+    count = card["recipe"]["train"]["adversarial"]["validation_images"]
+    assert f"{100 * measured['validation_robust_accuracy']:.1f} % of {count} under PGD-10" in text
 
 
 def test_files_that_the_readme_names_exist() -> None:
     text = README.read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:tools|configs|gandefense)/[\w/.-]+", text))
+    named = set(re.findall(r"(?:tools|configs|gandefense|docs|results)/[\w/.-]+\w", text))
     assert len(named) > 10
     missing = [name for name in named if not (README.parent / name).exists()]
     assert not missing
+
+
+def test_pictures_are_small_and_come_from_the_command() -> None:
+    pictures = sorted((ROOT / "docs" / "images").glob("*.png"))
+    assert [picture.name for picture in pictures] == ["cifar10_gan.png", "cifar10_trn.png"]
+    for picture in pictures:
+        assert picture.stat().st_size <= 200 * 1024
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_version_and_citation_agree() -> None:
+    import yaml
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["license"] == "MIT"
+    assert str(citation["version"]) == __version__
+    assert {"message", "title", "authors"} <= set(citation)
+    log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{__version__}] - {citation['date-released']}" in log
