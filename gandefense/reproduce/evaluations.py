@@ -1,0 +1,63 @@
+"""Evaluations that a table is put together from: each in a folder of its own, resumed when killed, used again when finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from gandefense import config as configuration
+from gandefense import zoo
+from gandefense.evaluation.evaluator import EvaluateConfig, evaluate
+from gandefense.evaluation.settings import resolve
+
+# What a folder is named after; the rest of a config changes neither images nor attacks nor networks.
+ASKED = ("data", "classifier", "restorers", "seed", "batch_size", "gray_box", "black_box", "white_box", "resubmissions")
+
+
+def folder_of(config: EvaluateConfig, parent: Path) -> Path:
+    """The folder of an evaluation: named after what is asked and the contents of the weights that are to be measured."""
+    values = configuration.to_dict(config)
+    asked: dict[str, Any] = {name: values[name] for name in ASKED}
+    asked["data"] = {name: values["data"][name] for name in ("name", "file", "limit")}
+    names = [config.classifier, *(name for name in config.restorers if name != "none")]
+    asked["weights"] = {name: zoo.content_hash(name) for name in names}
+    return parent / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def measured(settings: dict[str, Any], parent: Path) -> dict[str, Any]:
+    """The results of an evaluation, from its folder in `parent` if it is finished there, else after measuring.
+
+    Args:
+        settings: fields of `EvaluateConfig` that differ from the defaults.
+        parent: holds a folder per evaluation.
+
+    Raises:
+        UserError: see `gandefense.evaluate`.
+    """
+    config = resolve(None, settings)
+    folder = folder_of(config, parent)
+    finished = folder / "results.json"
+    if finished.is_file():
+        print(f"measured before: {finished}")
+        return json.loads(finished.read_text(encoding="utf-8"))
+    config.output = str(folder)
+    return evaluate(config)
+
+
+def row(results: dict[str, Any], restorer: str, threat: str, attack: str, view: str | None = None) -> dict[str, Any]:
+    """The one row of a restorer under an attack ("none": clean images); raises LookupError where there is not just one."""
+    found = [
+        row
+        for row in results["rows"]
+        if (row["restorer"], row["threat"], row["attack"]) == (restorer, threat, attack) and view in (None, row["view"])
+    ]
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} rows of {restorer} under {threat} {attack} {view or ''}")
+    return found[0]
+
+
+def figure(entry: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy and interval of a row or worst case; of a randomised defence, right at every resubmission."""
+    return {name: entry[name] for name in ("accuracy", "ci95")}

@@ -1,0 +1,292 @@
+"""Every rival in one table: restorers before the same classifier, and classifiers on their own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from gandefense import zoo
+from gandefense.config import DataConfig
+from gandefense.errors import UserError
+from gandefense.evaluation.cells import NO_RESTORER
+from gandefense.evaluation.settings import AttackEntry, WhiteBoxConfig
+from gandefense.evaluation.wording import Table, interval, points, share, shown_name
+from gandefense.reproduce.evaluations import measured, row
+
+ATTACKS = ("fgsm", "bim", "pgd", "mim")
+BROKEN, KEPT = 0.10, 0.25  # at most this under the worst case: does not hold; at least that: keeps something
+
+
+@dataclass
+class RivalsConfig:
+    """tools/reproduce.py rivals"""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(limit=500))
+    classifier: str = "cifar10/classifier"  # stands behind every restorer
+    restorers: list[str] = field(default_factory=list)
+    classifiers: list[str] = field(default_factory=list)  # attacked without a restorer
+    blocks_without: list[str] = field(default_factory=list)  # classifiers without feature denoising blocks, seed by seed
+    blocks_with: list[str] = field(default_factory=list)  # the same seeds with blocks
+    eps: float = 8 / 255
+    eot: int = 5  # gradient samples a step, where a defence is randomised
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int = 100
+    folder: str = "runs/reproduce"  # evaluations, resumed when killed and used again when finished
+    results: str = "results"  # folder of rivals.json and rivals.md
+
+
+def restorer_settings(config: RivalsConfig) -> dict[str, Any]:
+    """Gray_box with four attacks, then PGD-20 through the identity, and through the true gradient on what that left."""
+    return {
+        **_shared(config),
+        "classifier": config.classifier,
+        "restorers": [NO_RESTORER, *config.restorers],
+        "gray_box": [AttackEntry(name, eps=config.eps, steps=_steps(name)) for name in ATTACKS],
+        "white_box": WhiteBoxConfig(
+            views=["straight_through", "exact"],
+            attacks=[
+                AttackEntry("pgd", eps=config.eps, steps=20, eot=config.eot, views=["straight_through"]),
+                AttackEntry("pgd", eps=config.eps, steps=20, eot=config.eot, survivors=True, views=["exact"]),
+            ],
+        ),
+    }
+
+
+def classifier_settings(config: RivalsConfig, name: str) -> dict[str, Any]:
+    """FGSM, PGD-20, then APGD-CE and AutoAttack, each on what is left."""
+    return {
+        **_shared(config),
+        "classifier": name,
+        "restorers": [NO_RESTORER],
+        "gray_box": [
+            AttackEntry("fgsm", eps=config.eps),
+            AttackEntry("pgd", eps=config.eps, steps=20),
+            AttackEntry("apgd-ce", eps=config.eps, survivors=True),
+            AttackEntry("autoattack", eps=config.eps, survivors=True),
+        ],
+        "white_box": WhiteBoxConfig(views=[], attacks=[]),
+    }
+
+
+def seed_settings(config: RivalsConfig, name: str) -> dict[str, Any]:
+    """PGD-20, then APGD-CE and APGD-T on what is left: what tells two networks apart, at a fraction of AutoAttack's cost."""
+    return {
+        **classifier_settings(config, name),
+        "gray_box": [
+            AttackEntry("pgd", eps=config.eps, steps=20),
+            AttackEntry("apgd-ce", eps=config.eps, survivors=True),
+            AttackEntry("apgd-t", eps=config.eps, survivors=True),
+        ],
+    }
+
+
+def _shared(config: RivalsConfig) -> dict[str, Any]:
+    return {
+        "data": config.data,
+        "seed": config.seed,
+        "device": config.device,
+        "batch_size": config.batch_size,
+        "images": 2,
+    }
+
+
+def _steps(attack: str) -> int:
+    return 20 if attack == "pgd" else 10
+
+
+def run(config: RivalsConfig) -> tuple[list[Table], dict[str, Any]]:
+    """Measure what is not measured yet, and put the tables together.
+
+    Returns:
+        The page's tables, and the figures for the JSON file.
+
+    Raises:
+        UserError: an unknown network (before any work), or pairs of seeds that do not match.
+    """
+    check(config)
+    folder = Path(config.folder) / "rivals"
+    together = measured(restorer_settings(config), folder)
+    restorers = [restorer_row(together, name) for name in [NO_RESTORER, *config.restorers]]
+    classifiers = []
+    for name in config.classifiers:
+        classifiers.append(classifier_row(measured(classifier_settings(config, name), folder), name))
+    pairs = [
+        tuple(seed_row(measured(seed_settings(config, name), folder), name) for name in pair)
+        for pair in zip(config.blocks_without, config.blocks_with, strict=True)
+    ]
+    figures: dict[str, Any] = {"restorers": restorers, "classifiers": classifiers, "facts": facts(restorers, classifiers)}
+    tables = [restorer_table(restorers, together), detector_table(restorers), classifier_table(classifiers)]
+    if pairs:
+        figures["feature_denoising"] = blocks(pairs)
+        tables.append(blocks_table(figures["feature_denoising"]))
+    return [*tables, facts_table(figures["facts"])], figures
+
+
+def check(config: RivalsConfig) -> None:
+    """Raise UserError for an unknown network or unequal lists of seeds, before any work."""
+    if len(config.blocks_without) != len(config.blocks_with):
+        raise UserError("blocks_without and blocks_with are pairs, seed by seed: give as many of each")
+    for name in (config.classifier, *config.restorers, *config.classifiers, *config.blocks_without, *config.blocks_with):
+        zoo.describe(name)
+
+
+def restorer_row(results: dict[str, Any], name: str) -> dict[str, Any]:
+    """One restorer: clean, gray_box attack by attack, white_box view by view and worst case, cost."""
+    cost = results["cost"][name]
+    found = {attack: row(results, name, "gray_box", attack) for attack in ("none", *ATTACKS)}
+    entry = {"name": name, "clean": _figure(found.pop("none")), **{attack: _figure(value) for attack, value in found.items()}}
+    if name != NO_RESTORER:
+        entry["straight_through"] = _figure(row(results, name, "white_box", "pgd", "straight_through"))
+        rate = max(results["detection"][name]["thresholds"], key=float, default=None)
+        own = [attack for attack in results["detection"][name]["attacks"] if attack["threat"] == "gray_box"]
+        if rate is not None:
+            entry["with_detector"] = {attack["attack"]: attack["accuracy"][rate]["both"] for attack in own}
+            entry["with_detector"]["clean"] = results["detection"][name]["clean_accuracy"][rate]["both"]
+            entry["with_detector"]["false_positive_rate"] = results["detection"][name]["false_positive_rate"][rate]
+    worst = results["worst_case"][name]
+    entry["gray_box_worst"] = _figure(worst["gray_box"])
+    entry["white_box_worst"] = _figure(worst.get("white_box", worst["gray_box"]))
+    entry |= {key: cost[key] for key in ("images_per_second", "parameters")}
+    entry["randomised"] = results["randomised"][name]
+    return entry
+
+
+def classifier_row(results: dict[str, Any], name: str) -> dict[str, Any]:
+    """One classifier alone: clean, FGSM, PGD-20, then what APGD-CE and AutoAttack leave of it."""
+    attacks = {"clean": "none", "fgsm": "fgsm", "pgd": "pgd", "apgd": "apgd-ce", "autoattack": "autoattack"}
+    entry: dict[str, Any] = {"name": name}
+    entry |= {key: _figure(row(results, NO_RESTORER, "gray_box", attack)) for key, attack in attacks.items()}
+    cost = results["cost"][NO_RESTORER]
+    return entry | {"images_per_second": cost["images_per_second"], "parameters": results["classifier"]["parameters"]}
+
+
+def seed_row(results: dict[str, Any], name: str) -> dict[str, Any]:
+    """One of a pair: clean, PGD-20, and what APGD-CE and APGD-T leave."""
+    attacks = {"clean": "none", "pgd": "pgd", "apgd": "apgd-t"}
+    entry: dict[str, Any] = {"name": name}
+    return entry | {key: _figure(row(results, NO_RESTORER, "gray_box", attack)) for key, attack in attacks.items()}
+
+
+def blocks(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """What feature denoising gains over the same network without it: mean over the seeds, Student's 95 % interval."""
+    gains = {}
+    for key in ("clean", "pgd", "apgd"):
+        each = [second[key]["accuracy"] - first[key]["accuracy"] for first, second in pairs]
+        mean = sum(each) / len(each)
+        half = math.inf
+        if len(each) > 1:
+            spread = math.sqrt(sum((gain - mean) ** 2 for gain in each) / (len(each) - 1) / len(each))
+            half = float(stats.t.ppf(0.975, len(each) - 1)) * spread
+        known = math.isfinite(half)
+        gains[key] = {"mean": mean, "ci95": [mean - half, mean + half] if known else None, "each": each}
+    return {"pairs": [list(pair) for pair in pairs], "gains": gains}
+
+
+def facts(restorers: list[dict[str, Any]], classifiers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the literature says of these defences, and whether it came out here; the limits are BROKEN and KEPT."""
+    worst = {entry["name"]: entry["white_box_worst"]["accuracy"] for entry in restorers}
+    worst |= {entry["name"]: entry["autoattack"]["accuracy"] for entry in classifiers}
+    found = []
+    for name, accuracy in worst.items():
+        trained = zoo.describe(name).get("adversarial", "none") != "none" if name != NO_RESTORER else False
+        expected = f"at least {100 * KEPT:.0f} %" if trained else f"at most {100 * BROKEN:.0f} %"
+        came_out = accuracy >= KEPT if trained else accuracy <= BROKEN
+        found.append({"name": name, "expected": expected, "worst_case": accuracy, "came_out": came_out})
+    return found
+
+
+def _figure(entry: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy with its interval, and where it was handed in several times, the share right each time."""
+    again = entry.get("resubmitted_accuracy")
+    found = {name: entry[name] for name in ("accuracy", "ci95", "n")}
+    return found if again is None else {**found, "resubmitted_accuracy": again}
+
+
+def restorer_table(rows: list[dict[str, Any]], results: dict[str, Any]) -> Table:
+    """Restorers before one classifier."""
+    header = ["restorer", "clean", "FGSM", "BIM-10", "PGD-20", "MIM-10", "straight_through", "white_box worst case"]
+    header += ["images/s", "parameters"]
+    lines = []
+    for entry in rows:
+        cells = [interval(entry[key]) for key in ("clean", *ATTACKS)]
+        cells += [interval(entry.get("straight_through")), interval(entry["white_box_worst"])]
+        lines.append([shown_name(entry["name"]), *cells, f"{entry['images_per_second']:,.0f}", f"{entry['parameters']:,}"])
+    random = [entry["name"] for entry in rows if entry["randomised"]]
+    note = (
+        f"Before {results['classifier']['name']}. FGSM to MIM are gray_box: made against the classifier, ignorant of the "
+        "restorer. straight_through: PGD-20 with the identity for the restorer's gradient. The worst case counts an image only "
+        "if it is right clean, under all of these, and under PGD-20 on the true gradient (view exact), which attacks what the "
+        "others left. "
+    )
+    if random:
+        names = ", ".join(random)
+        note += f"Randomised ({names}): gradients averaged over draws; in the worst case right at each of ten resubmissions."
+    return Table("restorers", "Restorers", note, header, lines)
+
+
+def detector_table(rows: list[dict[str, Any]]) -> Table:
+    """Restorer and detector together, counted as MagNet's authors count: a rejected attacked image is right."""
+    lines = []
+    for entry in rows:
+        found = entry.get("with_detector")
+        if found is not None and found["false_positive_rate"] > 0:
+            figures = [share(found.get(key)) for key in ("clean", *ATTACKS)]
+            lines.append([shown_name(entry["name"]), share(found["false_positive_rate"]), *figures])
+    note = (
+        "Gray_box, in the accounting of MagNet's paper: a rejected attacked image counts as right, a rejected clean one as "
+        "wrong. It says nothing about an attacker who knows the detector. Restorers that do not detect are left out."
+    )
+    header = ["restorer", "clean images rejected", "clean", "FGSM", "BIM-10", "PGD-20", "MIM-10"]
+    return Table("detectors", "With their detectors, rejected images counted as right", note, header, lines)
+
+
+def facts_table(found: list[dict[str, Any]]) -> Table:
+    """What the literature leads one to expect of each, and what came out."""
+    lines = [[fact["name"], fact["expected"], share(fact["worst_case"]), "yes" if fact["came_out"] else "NO"] for fact in found]
+    note = (
+        "White_box worst case of the restorers, AutoAttack of the classifiers. Expected of networks trained on attacked images: "
+        f"at least {KEPT:.0%}; of all others at most {BROKEN:.0%}.".replace("%", " %")
+    )
+    return Table("facts", "As the literature says?", note, ["name", "expected", "worst case", "came out"], lines)
+
+
+def classifier_table(rows: list[dict[str, Any]]) -> Table:
+    """Classifiers alone."""
+    header = ["classifier", "clean", "FGSM", "PGD-20", "APGD-CE", "AutoAttack", "images/s", "parameters"]
+    lines = [
+        [
+            entry["name"],
+            *(interval(entry[key]) for key in ("clean", "fgsm", "pgd", "apgd", "autoattack")),
+            f"{entry['images_per_second']:,.0f}",
+            f"{entry['parameters']:,}",
+        ]
+        for entry in rows
+    ]
+    note = (
+        "Without a restorer. APGD-CE and AutoAttack (standard: APGD-CE, APGD-T, FAB-T, Square with 5,000 queries) attack what "
+        "the columns before them left, so that their figures are cumulative."
+    )
+    return Table("classifiers", "Classifiers", note, header, lines)
+
+
+def blocks_table(found: dict[str, Any]) -> Table:
+    """Feature denoising against the same network without blocks."""
+    lines = []
+    for first, second in found["pairs"]:
+        for entry in (first, second):
+            lines.append([entry["name"], *(interval(entry[key]) for key in ("clean", "pgd", "apgd"))])
+    gained = []
+    for key in ("clean", "pgd", "apgd"):
+        gain = found["gains"][key]
+        span = "" if gain["ci95"] is None else f" [{points(gain['ci95'][0])}, {points(gain['ci95'][1])}]"
+        gained.append(f"{points(gain['mean'])} points{span}")
+    lines.append([f"gain of the blocks, mean over {len(found['pairs'])} seeds", *gained])
+    note = (
+        "The same recipe, data and seed with and without denoising blocks; Student's 95 % interval over the seeds' differences."
+    )
+    return Table("blocks", "Feature denoising", note, ["classifier", "clean", "PGD-20", "then APGD-CE and APGD-T"], lines)

@@ -1,0 +1,117 @@
+"""gandefense.reproduce: the rivals' tables from real, small evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from gandefense.errors import UserError
+from gandefense.reproduce import rivals
+from gandefense.reproduce.rivals import RivalsConfig
+from tests.evaluation.conftest import Networks, networks  # noqa: F401  (a fixture)
+
+
+def _figure(accuracy: float, count: int = 100) -> dict[str, Any]:
+    return {"accuracy": accuracy, "ci95": [accuracy, accuracy], "n": count}
+
+
+def _seed(name: str, clean: float, pgd: float, apgd: float) -> dict[str, Any]:
+    return {"name": name, "clean": _figure(clean), "pgd": _figure(pgd), "apgd": _figure(apgd)}
+
+
+def test_the_gain_of_the_blocks_is_a_paired_mean_with_students_interval() -> None:
+    pairs = [
+        (_seed("a0", 0.7, 0.30, 0.25), _seed("b0", 0.7, 0.32, 0.25)),
+        (_seed("a1", 0.6, 0.40, 0.35), _seed("b1", 0.7, 0.44, 0.35)),
+        (_seed("a2", 0.5, 0.20, 0.15), _seed("b2", 0.7, 0.23, 0.15)),
+    ]
+    gains = rivals.blocks(pairs)["gains"]
+    assert gains["pgd"]["each"] == pytest.approx([0.02, 0.04, 0.03])
+    expected = stats.t.interval(0.95, 2, loc=0.03, scale=stats.sem([0.02, 0.04, 0.03]))
+    assert gains["pgd"]["ci95"] == pytest.approx(expected)
+    assert gains["clean"]["mean"] == pytest.approx(0.1)
+    assert gains["apgd"] == {"mean": 0.0, "ci95": [0.0, 0.0], "each": [0.0, 0.0, 0.0]}
+    assert rivals.blocks(pairs[:1])["gains"]["pgd"]["ci95"] is None
+    assert rivals.blocks_table(rivals.blocks(pairs)).rows[-1][2].startswith("+3.0 points [")
+
+
+@pytest.mark.parametrize(
+    ("name", "worst", "came_out"),
+    [
+        ("cifar10/gan", 0.02, True),
+        ("cifar10/gan", 0.11, False),
+        ("cifar10/classifier", 0.0, True),
+        ("cifar10/adversarial-small", 0.25, True),
+        ("cifar10/adversarial-small", 0.24, False),
+    ],
+)
+def test_facts_know_who_was_trained_on_attacked_images(name: str, worst: float, came_out: bool) -> None:
+    is_restorer = name == "cifar10/gan"
+    restorers = [{"name": name, "white_box_worst": _figure(worst)}] if is_restorer else []
+    classifiers = [] if is_restorer else [{"name": name, "autoattack": _figure(worst)}]
+    (fact,) = rivals.facts(restorers, classifiers)
+    assert (fact["worst_case"], fact["came_out"]) == (worst, came_out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks_without": ["cifar10/classifier"]}, "pairs, seed by seed"),
+        ({"restorers": ["cifar10/gan", "cifar10/nothing"]}, "cifar10/nothing"),
+        ({"classifiers": ["cifar10/nobody"]}, "cifar10/nobody"),
+    ],
+)
+def test_a_mistake_is_found_before_any_work(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        rivals.check(RivalsConfig(**changes))
+
+
+def test_the_tool_measures_writes_and_uses_again(tool: Callable, networks: Networks, tmp_path: Path) -> None:  # noqa: F811
+    words = [
+        "rivals",
+        "data.limit=12",
+        "batch_size=12",
+        "device=cpu",
+        f"classifier={networks.classifier}",
+        f"restorers=[{networks.trn}]",
+        f"classifiers=[{networks.classifier}]",
+        "blocks_without=[]",
+        "blocks_with=[]",
+        f"folder={tmp_path / 'runs'}",
+        f"results={tmp_path / 'results'}",
+    ]
+    status, out, err = tool("reproduce", *words)
+    assert status == 0, err
+    made = json.loads((tmp_path / "results" / "rivals.json").read_text(encoding="utf-8"))
+    assert [entry["name"] for entry in made["restorers"]] == ["none", networks.trn]
+    restored = made["restorers"][1]
+    assert restored["white_box_worst"]["accuracy"] <= min(
+        restored[key]["accuracy"] for key in ("clean", "pgd", "straight_through")
+    )
+    (alone,) = made["classifiers"]
+    assert alone["autoattack"]["accuracy"] <= alone["apgd"]["accuracy"] <= alone["pgd"]["accuracy"] <= alone["clean"]["accuracy"]
+    assert alone["clean"]["n"] == 12
+    page = (tmp_path / "results" / "rivals.md").read_text(encoding="utf-8")
+    assert "## Restorers" in page and "| none (classifier alone) |" in page and made["made"]["command"] in page
+    again = tool("reproduce", *words)
+    assert again[0] == 0 and again[1].count("measured before") == 2
+    assert out.count("measured before") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no table named; known: rivals"),
+        (["fancy"], "unknown table 'fancy'; known: rivals"),
+        (["rivals", "data.limits=3"], "data.limit"),
+    ],
+)
+def test_the_tools_mistakes_are_one_line_and_status_2(tool: Callable, words: list[str], message: str) -> None:
+    status, out, err = tool("reproduce", *words)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
