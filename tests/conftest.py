@@ -60,7 +60,7 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """Run a tool of tools/ in this very process, by its name and words: exit status, standard output, standard error."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def run(name: str, *words: object) -> tuple[int, str, str]:
         path = str(ROOT / "tools" / f"{name}.py")
@@ -69,9 +69,10 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         try:
             runpy.run_path(path, run_name="__main__")
         except SystemExit as end:
-            status = end.code
+            status = end.code or 0
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
     yield run
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from gandefense.errors import UserError
+from gandefense.evaluation import cost, metrics
 from gandefense.reproduce import rivals
 from gandefense.reproduce.rivals import RivalsConfig
 from tests.evaluation.conftest import Networks, networks  # noqa: F401  (a fixture)
@@ -71,11 +72,19 @@ def test_a_mistake_is_found_before_any_work(changes: dict[str, Any], message: st
         rivals.check(RivalsConfig(**changes))
 
 
-def test_the_tool_measures_writes_and_uses_again(tool: Callable, networks: Networks, tmp_path: Path) -> None:  # noqa: F811
+def test_the_tool_measures_writes_and_uses_again(
+    tool: Callable,
+    networks: Networks,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cost, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(cost, "LEAST_REPEATS", 1)
+    monkeypatch.setattr(metrics, "lpips_network", lambda *_: None)
     words = [
         "rivals",
-        "data.limit=12",
-        "batch_size=12",
+        "data.limit=6",
+        "batch_size=6",
         "device=cpu",
         f"classifier={networks.classifier}",
         f"restorers=[{networks.trn}]",
@@ -95,7 +104,7 @@ def test_the_tool_measures_writes_and_uses_again(tool: Callable, networks: Netwo
     )
     (alone,) = made["classifiers"]
     assert alone["autoattack"]["accuracy"] <= alone["apgd"]["accuracy"] <= alone["pgd"]["accuracy"] <= alone["clean"]["accuracy"]
-    assert alone["clean"]["n"] == 12
+    assert alone["clean"]["n"] == 6
     page = (tmp_path / "results" / "rivals.md").read_text(encoding="utf-8")
     assert "## Restorers" in page and "| none (classifier alone) |" in page and made["made"]["command"] in page
     again = tool("reproduce", *words)

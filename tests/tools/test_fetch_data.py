@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import runpy
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,23 +12,8 @@ from gandefense.data import sources
 
 
 @pytest.fixture
-def fetch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """Run the tool with words: exit status, standard output, standard error."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        path = str(Path(__file__).parent.parent.parent / "tools" / "fetch_data.py")
-        monkeypatch.setattr(sys, "argv", [path, *words])
-        status = 0
-        try:
-            runpy.run_path(path, run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
+def fetch(tool: Callable) -> Callable[..., tuple[int, str, str]]:
+    return partial(tool, "fetch_data")
 
 
 def test_data_that_are_there_are_checked(fetch: Callable, small_cifar10: Path) -> None:

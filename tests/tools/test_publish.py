@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import runpy
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,6 @@ from gandefense.evaluation.records import file_hash
 from gandefense.restorers.trn import TwoStreamRestorationNetwork
 from gandefense.weights_io import load_weights, save_weights
 
-TOOL = str(Path(__file__).parent.parent.parent / "tools" / "publish.py")
 CONFIG = {
     "run": {"seed": 7, "name": "short", "folder": "/somebody/home/runs", "device": "cuda:3"},
     "data": {"name": "cifar10", "root": "/somebody/home/data"},
@@ -51,24 +48,8 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def publish(
-    shipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """Run the tool with words: exit status, standard output, standard error."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [TOOL, *map(str, words)])
-        status = 0
-        try:
-            runpy.run_path(TOOL, run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
+def publish(shipped: Path, tool: Callable) -> Callable[..., tuple[int, str, str]]:
+    return partial(tool, "publish")
 
 
 @pytest.fixture

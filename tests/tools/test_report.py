@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import runpy
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,22 +16,8 @@ TOOL = str(Path(__file__).parent.parent.parent / "tools" / "report.py")
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """Run the tool with words: exit status, standard output, standard error."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [TOOL, *map(str, words)])
-        status = 0
-        try:
-            runpy.run_path(TOOL, run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
+def tool(tool: Callable) -> Callable[..., tuple[int, str, str]]:
+    return partial(tool, "report")
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import runpy
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,23 +25,9 @@ TOOL = str(ROOT / "tools" / "restore_images.py")
 
 
 @pytest.fixture
-def restore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """Run the tool with words: exit status, standard output, standard error."""
-    before = signal.getsignal(signal.SIGTERM)
+def restore(tool: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.chdir(ROOT)  # where docs.examples can be imported
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [TOOL, *map(str, words)])
-        status = 0
-        try:
-            runpy.run_path(TOOL, run_name="__main__")
-        except SystemExit as end:
-            status = end.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    return partial(tool, "restore_images")
 
 
 @pytest.fixture
