@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gandefense.attacks.cache import AttackedSet, memory_mapped, remaining_chunks
 from gandefense.attacks.suite import frozen
-from gandefense.files import locked
+from gandefense.files import locked, storing
 from gandefense.precision import resolve
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
 
@@ -22,11 +22,14 @@ class CachedMaps:
         self.maps = np.load(folder / "maps.npy", mmap_mode="r")
         self.log_norms = np.load(folder / "log_norms.npy", mmap_mode="r")
 
-    def rows(self, chosen: Tensor) -> GradientMaps:
-        """Maps (B, K·C, H, W) in [-1, 1] and log-norms (B, K) of some rows (B,), as float32."""
+    def rows(self, chosen: Tensor, device: torch.device | str = "cpu") -> GradientMaps:
+        """Maps (B, K·C, H, W) in [-1, 1] and log-norms (B, K) of some rows (B,), as float32.
+
+        Only these rows are read; they travel to the device as int8 and float16 and are widened there.
+        """
         index = chosen.numpy()
-        maps = torch.from_numpy(self.maps[index]).float().div_(127)
-        return GradientMaps(maps, torch.from_numpy(self.log_norms[index]).float())
+        maps = torch.from_numpy(self.maps[index]).to(device).float().div_(127)
+        return GradientMaps(maps, torch.from_numpy(self.log_norms[index]).to(device).float())
 
 
 def cached_maps(
@@ -41,18 +44,22 @@ def cached_maps(
         device: to compute on.
         precision: see `gandefense.precision`.
         top_k: see `gradient_maps`.
+
+    Raises:
+        StorageError: the disk is full, or the set's folder cannot be written.
     """
     labels = top_k or classes
     precision = resolve(device, precision)
     folder = attacked.folder / f"maps-{labels if top_k is None else f'top{top_k}'}-{precision}"
-    folder.mkdir(exist_ok=True)
+    with storing(folder):
+        folder.mkdir(exist_ok=True)
     count, channels, height, width = attacked.attacked.shape
     with frozen(classifier), locked(folder, wait=True):
-        maps, fresh_maps = memory_mapped(folder / "maps.npy", (count, labels * channels, height, width), "int8")
-        norms, fresh_norms = memory_mapped(folder / "log_norms.npy", (count, labels), "float16")
-        done, _ = memory_mapped(folder / "done.npy", (len(attacked.specs),), "bool")
-        if fresh_maps or fresh_norms:
-            done[:] = False
+        shape = (count, labels * channels, height, width)
+        with storing(folder):
+            done, maps, norms = memory_mapped(
+                folder, len(attacked.specs), maps=(shape, "int8"), log_norms=((count, labels), "float16")
+            )
         for _, rows in remaining_chunks(count, attacked.chunk, done, "gradient maps"):
             batch = attacked.rows(torch.arange(rows.start, rows.stop)).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

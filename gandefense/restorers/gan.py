@@ -13,8 +13,9 @@ from gandefense.restorers.base import Restoration, Restorer
 from gandefense.restorers.generator import Generator
 from gandefense.restorers.perturbation_classifier import PerturbationClassifier
 from gandefense.restorers.sparsity_mapping import ISMNS
-from gandefense.weights_io import fill
+from gandefense.weights_io import finite_number, rebuild
 
+MOST_ROUNDS = 1000  # that a weights file may ask for
 SOFTNESS = 1.0  # temperature of the soft decision that the `smooth` view differentiates, in units of the attack logit
 
 
@@ -26,6 +27,20 @@ class Round(NamedTuple):
     logit: Tensor
     level: Tensor
     sparsity: Tensor
+
+
+class Judged(NamedTuple):
+    """The first half of a round: cleaned images (B, C, H, W), code (B, 128), logit and level (B,), sparsity (B, 1, H, W)."""
+
+    cleaned: Tensor
+    code: Tensor
+    logit: Tensor
+    level: Tensor
+    sparsity: Tensor
+
+    def rows(self, chosen: Tensor) -> Judged:
+        """Those of some images: positions, or bool (B,)."""
+        return Judged(*(part[chosen] for part in self))
 
 
 class GANNetworks(nn.Module):
@@ -54,15 +69,22 @@ class GANNetworks(nn.Module):
             images: the batch.
             constant_level: hold the detector's level constant for differentiation (`detached` view).
         """
+        judged = self.judge(images)
+        return Round(judged.cleaned, self.regenerate(judged, constant_level=constant_level), *judged[2:])
+
+    def judge(self, images: Tensor) -> Judged:
+        """The first half of a round, without the generator: what the ISMN and the perturbation classifier say."""
         cleaned, code, sparsity = self.ismn(images)
         logit, level = self.perturbation(images, cleaned, code)
-        regenerated = self.generator(cleaned, code, level.detach() if constant_level else level)
-        return Round(cleaned, regenerated, logit, level, sparsity)
+        return Judged(cleaned, code, logit, level, sparsity)
+
+    def regenerate(self, judged: Judged, *, constant_level: bool = False) -> Tensor:
+        """The second half: regenerated images (B, C, H, W) in [0, 1]; see `forward`."""
+        return self.generator(judged.cleaned, judged.code, judged.level.detach() if constant_level else judged.level)
 
     def detect(self, images: Tensor) -> Tensor:
         """The attack logit (B,) of images (B, C, H, W) in [0, 1]."""
-        cleaned, code, _ = self.ismn(images)
-        return self.perturbation(images, cleaned, code)[0]
+        return self.judge(images).logit
 
 
 class GANRestorer(Restorer):
@@ -104,33 +126,39 @@ class GANRestorer(Restorer):
         return restoration.images, restoration.score
 
     def _loop(self, images: Tensor, *, constant_level: bool) -> Restoration:
-        first = self.networks(images, constant_level=constant_level)
+        first = self.networks.judge(images)
         flagged = first.logit.detach() > self.threshold
         maps = {"sparsity": first.sparsity, "cleaned": first.cleaned}
-        restored = torch.where(flagged.view(-1, 1, 1, 1), first.regenerated, images)
-        maps["round_1"] = restored
         active = flagged.nonzero()[:, 0]
-        regenerated, previous = first.regenerated[active], first.cleaned[active]
-        for number in range(2, self.rounds + 1):
-            with torch.no_grad():
-                settled = (regenerated - previous).abs().mean((1, 2, 3)) < self.tolerance
-                goes_on = ~(settled & (self.networks.detect(regenerated) <= self.threshold)) if len(active) else settled
-            active, previous = active[goes_on], regenerated[goes_on]
-            regenerated = previous
+        restored, judged = images, first.rows(active)
+        before = judged.cleaned
+        for number in range(1, self.rounds + 1):
             if len(active):
-                regenerated = self.networks(previous, constant_level=constant_level).regenerated
+                regenerated = self.networks.regenerate(judged, constant_level=constant_level)
                 restored = restored.index_copy(0, active, regenerated)
             maps[f"round_{number}"] = restored
+            if number == self.rounds or not len(active):
+                continue
+            with torch.no_grad():
+                judged = self.networks.judge(regenerated)
+                settled = (regenerated - before).abs().mean((1, 2, 3)) < self.tolerance
+                goes_on = ~(settled & (judged.logit <= self.threshold))
+            active, before = active[goes_on], regenerated[goes_on]
+            # With a gradient, once more for the images that go on: what was judged above has none.
+            judged = self.networks.judge(before) if regenerated.requires_grad and len(active) else judged.rows(goes_on)
         maps["residual"] = images - restored
         return Restoration(restored, first.logit, flagged, first.level, maps)
 
 
 def from_weights(tensors: dict[str, Tensor], description: dict[str, Any], classifier: nn.Module, source: Path) -> GANRestorer:
     """A restorer from the contents of a weights file; raises UserError when they do not fit together."""
-    try:
-        networks = GANNetworks(**description["network"])
-        restorer = GANRestorer(networks, **description["loop"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source}: its description of the network is incomplete ({error})") from None
-    fill(networks, tensors, source=source)
-    return restorer
+    networks = rebuild(GANNetworks, description.get("network"), tensors, source=source)
+    loop = description.get("loop")
+    if not isinstance(loop, dict) or not loop.keys() <= {"threshold", "rounds", "tolerance"}:
+        raise UserError(f"{source}: its description of the network is incomplete (the loop)")
+    for name, value in loop.items():
+        finite_number(value, name, source=source, infinite=name == "threshold")
+    rounds = loop.get("rounds", 1)
+    if type(rounds) is not int or not 1 <= rounds <= MOST_ROUNDS:
+        raise UserError(f"{source}: its rounds must be 1 … {MOST_ROUNDS}, got {rounds!r}")
+    return GANRestorer(networks, **loop)

@@ -1,0 +1,1 @@
+"""What everything costs, as ratios measured in one run; see tools/benchmark.py."""
