@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from gandefense import config
-from gandefense.errors import UserError
+from gandefense.distributed import LostProcess
+from gandefense.errors import Interrupted, UserError
+from gandefense.files import refusal
 from gandefense.training.run import Run
 
 Schema = TypeVar("Schema")
@@ -48,8 +52,8 @@ def training_config(schema: type[Schema], kind: str, arguments: list[str], usage
 def run_tool(main: Callable[[list[str]], None], usage: str | None) -> None:
     """Run a tool's main function on the command line's words and end the process.
 
-    Exit status 0: done; 2: the user's mistake, told in one line; 130: interrupted (a run can be resumed). SIGTERM is
-    treated like Ctrl-C.
+    Exit status 0: done; 2: the user's mistake, or a disk that is full or read-only, told in one line; 130: interrupted by
+    Ctrl-C or SIGTERM, and the line says how to go on.
     """
     arguments = sys.argv[1:]
     if arguments in (["-h"], ["--help"]):
@@ -59,14 +63,28 @@ def run_tool(main: Callable[[list[str]], None], usage: str | None) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def thread_failed(failure: threading.ExceptHookArgs) -> None:
+        if refusal(failure.exc_value) is None:  # TensorBoard's thread met a full disk: the main one is told at its next line
+            show(failure)
+
+    show, threading.excepthook = threading.excepthook, thread_failed
     signal.signal(signal.SIGTERM, interrupt)
     try:
         main(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Of several processes on a machine one tells what all of them find; a lost one is told by those that are left.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LostProcess):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\n{error}" if isinstance(error, Interrupted) else "\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
+    except Exception as error:
+        reason = refusal(error)
+        if reason is None:
+            raise
+        name = getattr(error, "filename", None)
+        print(f"error: {f'{name}: ' if name else ''}{reason}", file=sys.stderr)
+        sys.exit(2)

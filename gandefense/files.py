@@ -1,7 +1,8 @@
-"""Files and folders: atomic writes, numbered run folders, locks."""
+"""Files and folders: atomic writes, refusals of the file system in one line, numbered run folders, locks."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -10,20 +11,77 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gandefense.errors import UserError
+from gandefense.errors import StorageError, UserError
+
+LOCK = ".lock"  # only where folders themselves cannot be locked
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")  # how `tempfile` names what `write_atomically` asks for
+
+# what a file system says when it is full, over quota, read-only, forbidden or broken
+REFUSALS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
+    if hasattr(errno, name)
+}
+
+
+def refusal(error: BaseException | None) -> str | None:
+    """Why the file system refused, in its own words, when that is what an error comes from; else None.
+
+    torch raises a RuntimeError of its own while it handles the OSError, and safetensors only quotes the number.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            return os.strerror(error.errno)
+        quoted = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if quoted and int(quoted[1]) in REFUSALS:
+            return os.strerror(int(quoted[1]))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Tell a full disk, a read-only folder and their like in one line; other errors pass unchanged.
+
+    Args:
+        path: what is being written.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = refusal(error)
+        if reason is None:
+            raise
+        raise StorageError(f"cannot write {path}: {reason}") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it, so that a reader sees the old or the new file whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Let `write` fill a temporary file beside `path`, then rename it, so that a reader sees the old or the new file whole.
+
+    The contents reach the disk before the new name does: not even a power cut leaves half a file.
+
+    Raises:
+        StorageError: the disk is full, the folder read-only or forbidden; what was there before stays.
+    """
+    with storing(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -31,10 +89,17 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what a killed `write_atomically` left beside `path`."""
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        leftover.unlink(missing_ok=True)
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a text file; raises StorageError where the file system refuses."""
+    with storing(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed `write_atomically` calls left in a folder and its sub-folders; nobody else may be writing there."""
+    for path in folder.rglob(".*"):
+        if LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def numbered_folder(parent: Path, name: str) -> Path:
@@ -64,17 +129,32 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     if sys.platform == "win32":  # no fcntl there
         yield
         return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
+    handles = [os.open(folder, os.O_RDONLY)]
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            raise UserError(f"{folder} is in use by another process") from None
+            _lock(handles[0], folder, wait=wait)
+        except OSError:  # some network file systems lock nothing but files that are open for writing
+            try:
+                handles.append(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644))
+                _lock(handles[1], folder, wait=wait)
+            except OSError as error:
+                raise UserError(f"cannot lock {folder}: {error.strerror}; take a folder on another file system") from None
         yield
     finally:
-        os.close(handle)
+        for handle in handles:
+            os.close(handle)
+
+
+def _lock(handle: int, folder: Path, *, wait: bool) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise UserError(f"{folder} is in use by another process") from None
+        print(f"waiting for another process that is at work in {folder}", file=sys.stderr, flush=True)
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def print_interval() -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import pickle
 import platform
+import re
 import time
 import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,22 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from gandefense.config import RunConfig
-from gandefense.errors import UserError
-from gandefense.files import locked, numbered_folder, print_interval, remove_leftovers, write_atomically, write_text
+from gandefense import distributed
+from gandefense.attacks.cache import fingerprint
+from gandefense.config import RunConfig, check_file
+from gandefense.errors import Interrupted, StorageError, UserError
+from gandefense.files import (
+    append_text,
+    locked,
+    numbered_folder,
+    print_interval,
+    remove_leftovers,
+    storing,
+    write_atomically,
+    write_text,
+)
 from gandefense.training.state import Means, random_states, require, restore_random_states
+from gandefense.training.stopping import StopRequest
 from gandefense.weights_io import save_weights
 
 
@@ -44,12 +58,20 @@ def _state(part: Any) -> Any:
 NOT_FINITE = "its last checkpoint is whole: start again with a lower learning rate or run.precision=float32"
 
 
+MADE_FROM = "made_from"  # in config.yaml
+
+
 @dataclass
 class Run:
     """A run folder and everything that is written into it.
 
     `parts` are the modules, averages and optimisers whose states make up a checkpoint; a loop registers them with
     `restore`, which also fills them when the run is resumed.
+
+    From `restore` on, Ctrl-C and SIGTERM end the run after the step in hand: `checkpoint_due` then says yes, and `save`
+    raises Interrupted once the checkpoint is on disk. A second signal ends it at once.
+
+    Under torchrun only the first process writes; the others call the same methods, and read the same checkpoint.
     """
 
     folder: Path
@@ -64,43 +86,69 @@ class Run:
     _bar: Any = None
     _lock: Any = None
     _times: list[float] = field(default_factory=list)
+    _steps: int | None = None  # of the whole run
+    _saved: int | None = None  # step of the checkpoint on disk
+    _stop_now: bool = False
+    _stop: StopRequest = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stop = StopRequest(nothing_to_save=lambda: (self._saved or 0) == self.step)
 
     @classmethod
-    def start(cls, kind: str, config: Any, settings: RunConfig) -> Run:
-        """Make a new numbered run folder (00000-name, 00001-name …) and write config.yaml into it."""
+    def start(cls, kind: str, config: Any, settings: RunConfig, made_from: dict[str, str] | None = None) -> Run:
+        """Make a new numbered run folder (00000-name, 00001-name …) and write config.yaml into it; see `open_run`."""
         values = OmegaConf.to_container(OmegaConf.structured(config))
-        if "/" in settings.name or not settings.name:
-            raise UserError(f"run.name must be a plain name, got {settings.name!r}")
+        if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,100}", settings.name):
+            raise UserError(f"run.name must be a plain name of at most 100 letters, got {settings.name!r}")
         folder = numbered_folder(Path(settings.folder), settings.name)
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({"kind": kind, **values})))
+        head = {"kind": kind, **({MADE_FROM: made_from} if made_from else {})}
+        try:
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**head, **values})))
+        except UserError:
+            folder.rmdir()  # without a config it is no run
+            raise
         run = cls(folder=folder, kind=kind, config=values, settings=settings)
         run._hold()
         return run
 
     @staticmethod
-    def saved_config(folder: str | Path, kind: str) -> dict[str, Any]:
-        """The config of an existing run, to build it again; raises UserError when the folder is no run of this kind."""
+    def _read_config(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """An existing run's config, and what the run was made from."""
         path = Path(folder) / "config.yaml"
         if not path.is_file():
             raise UserError(f"resume={folder}: no run folder (it has no config.yaml)")
         try:
+            check_file(path)
             values = OmegaConf.to_container(OmegaConf.load(path))
-            found = values.pop("kind")
+            found, made_from = values.pop("kind"), dict(values.pop(MADE_FROM, {}))
         except Exception:
             raise UserError(f"resume={folder}: its config.yaml is damaged") from None
         if found != kind:
-            raise UserError(f"resume={folder}: a run of kind {found!r}, not {kind!r}; use tools/train_{found}.py")
-        return values
+            tool = "baseline" if "baseline" in values else found
+            raise UserError(f"resume={folder}: a run of kind {found!r}, not {kind!r}; use tools/train_{tool}.py")
+        return values, made_from
 
     @classmethod
-    def resume(cls, folder: str | Path, kind: str, config: Any, settings: RunConfig) -> Run:
-        """Open an existing run folder again; the state comes back with `restore`."""
-        cls.saved_config(folder, kind)
+    def saved_config(cls, folder: str | Path, kind: str) -> dict[str, Any]:
+        """The config of an existing run, to build it again; raises UserError when the folder is no run of this kind."""
+        return cls._read_config(folder, kind)[0]
+
+    @classmethod
+    def resume(
+        cls, folder: str | Path, kind: str, config: Any, settings: RunConfig, made_from: dict[str, str] | None = None
+    ) -> Run:
+        """Open an existing run folder again; the state comes back with `restore`. See `open_run`."""
+        earlier = cls._read_config(folder, kind)[1]
+        changed = [name for name, value in (made_from or {}).items() if earlier.get(name, value) != value]
+        if changed:
+            raise UserError(
+                f"resume={folder}: {' and '.join(changed)} changed since this run was started; put back what it was "
+                "started with, or start a new run"
+            )
         values = OmegaConf.to_container(OmegaConf.structured(config))
         run = cls(folder=Path(folder), kind=kind, config=values, settings=settings, resumed=True)
         run._hold()
-        remove_leftovers(run.folder / "checkpoint.pt")
-        remove_leftovers(run.folder / "model.safetensors")
+        remove_leftovers(run.folder)
         return run
 
     def _hold(self) -> None:
@@ -123,14 +171,22 @@ class Run:
         path = self.folder / "checkpoint.pt"
         if path.is_file():
             try:
+                with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                    if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                        raise ValueError("it is compressed")  # and may be of any size; ours never are
+                    if (damaged := archive.testzip()) is not None:
+                        raise ValueError(f"wrong checksum of {damaged}")
                 with warnings.catch_warnings():  # torch's remarks on a foreign file help nobody
                     warnings.simplefilter("ignore")
                     saved = torch.load(path, map_location="cpu", weights_only=True)
                 if saved["kind"] != self.kind or set(saved["parts"]) != set(parts):
                     raise KeyError("parts")
+                if type(saved["step"]) is not int or saved["step"] < 0 or not isinstance(saved["extra"], dict):
+                    raise KeyError("step")
                 for name, part in parts.items():
                     part.load_state_dict(saved["parts"][name])
                 self.step, self.extra = saved["step"], saved["extra"]
+                self._saved = self.step
                 restore_random_states(saved["random"])
             except Exception as error:  # torch.load fails in many ways on a damaged file
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -139,18 +195,38 @@ class Run:
                 raise UserError(
                     f"{path} is damaged or of another run ({reason[:150]}); move it away to start this run from step 0"
                 ) from None
-        self._cut_log()
+        self._check_agreement()
+        if distributed.is_first():
+            self._cut_log()
+        self._stop.listen()
+
+    def _check_agreement(self) -> None:
+        """Raise UserError unless all processes are at the same step with the same weights."""
+        if distributed.world() == 1:
+            return
+        networks = (part for part in self.parts.values() if isinstance(part, torch.nn.Module))
+        states = distributed.from_all((self.step, [fingerprint(network) for network in networks]))
+        if any(state != states[0] for state in states):
+            steps = ", ".join(str(step) for step, _ in states)
+            raise UserError(
+                f"the processes do not hold the same weights (at steps {steps}): all machines need the same run folder "
+                f"{self.folder}, data, software and kind of device"
+            )
+
+    def _interrupted(self) -> Interrupted:
+        reached = "before its first checkpoint" if self._saved is None else f"at step {self._saved}, which is saved"
+        return Interrupted(f"interrupted {reached}; go on with resume={self.folder}")
 
     def _cut_log(self) -> None:
         """Drop the lines of stats.jsonl that were written after the checkpoint: those steps are done again."""
         path = self.folder / "stats.jsonl"
         if path.is_file():
             kept = []
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line)["step"] <= self.step:
                         kept.append(line)
-                except (ValueError, KeyError):  # a line cut short by a kill
+                except (ValueError, KeyError, TypeError):  # a line cut short by a kill
                     continue
             write_text(path, "".join(f"{line}\n" for line in kept))
 
@@ -165,6 +241,7 @@ class Run:
 
     def progress(self, total: int, unit: str, description: str) -> tqdm:
         """A progress bar that starts at the resumed step, with throughput and time left."""
+        self._steps = total
         self._bar = tqdm(
             total=total,
             initial=self.step,
@@ -172,6 +249,7 @@ class Run:
             unit=unit,
             dynamic_ncols=True,
             mininterval=print_interval(),
+            disable=not distributed.is_first(),
         )
         return self._bar
 
@@ -180,18 +258,21 @@ class Run:
 
         Args:
             scalars: name → value.
-            images: images processed since the last call; gives `speed/images_per_second`.
+            images: images processed since the last call, by all processes; gives `speed/images_per_second`.
         """
+        if not distributed.is_first():
+            return
         now = time.perf_counter()
         if images and self._times:
             scalars = {**scalars, "speed/images_per_second": images / (now - self._times[-1])}
         if images:
             self._times = [now]
         values = {name: float(value) for name, value in scalars.items()}
-        with (self.folder / "stats.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, "time": round(time.time(), 1), **values}) + "\n")
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, self.step)
+        line = json.dumps({"step": self.step, "time": round(time.time(), 1), **values})
+        with storing(self.folder):
+            append_text(self.folder / "stats.jsonl", f"{line}\n")
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, self.step)
         if self._bar is not None:
             shown = [(name.rsplit("/", 1)[-1], value) for name, value in values.items() if not name.startswith("speed")]
             self._bar.set_postfix_str(" ".join(f"{name}={value:.3g}" for name, value in shown[:5]), refresh=False)
@@ -203,14 +284,27 @@ class Run:
         columns = min(len(row) for row in rows)
         shaped = [row[:columns].detach().float().cpu().clamp(0, 1) for row in rows]
         shaped = [row.expand(-1, 3, -1, -1) if row.shape[1] == 1 else row for row in shaped]
-        self.writer.add_image(tag, make_grid(torch.cat(shaped), nrow=columns, padding=1, pad_value=1.0), self.step)
+        with storing(self.folder):
+            self.writer.add_image(tag, make_grid(torch.cat(shaped), nrow=columns, padding=1, pad_value=1.0), self.step)
 
     def save(self) -> None:
         """Write checkpoint.pt atomically: all parts, step and random states, as tensors and plain containers.
 
         Raises:
-            UserError: some weight is no longer finite; the last checkpoint stays.
+            UserError: some weight is no longer finite, or the disk is full; the last checkpoint stays.
+            Interrupted: a signal asked for the end, and the checkpoint is written.
         """
+        self._check_agreement()
+        if distributed.world() > 1:  # a network that draws by itself, as dropout does, lets the processes drift apart
+            restore_random_states(distributed.from_first(random_states()))
+        if distributed.is_first():
+            self._write_checkpoint()
+        self._saved = self.step
+        distributed.barrier()
+        if self._stop_now:
+            raise self._interrupted()
+
+    def _write_checkpoint(self) -> None:
         for name, part in self.parts.items():
             tensors = part.state_dict().values() if isinstance(part, torch.nn.Module) else ()
             if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()):
@@ -223,15 +317,23 @@ class Run:
             "extra": self.extra,
             "random": random_states(),
         }
-        write_atomically(self.folder / "checkpoint.pt", lambda temporary: torch.save(state, temporary))
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:  # given the path, torch would not tell why it could not write
+                torch.save(state, file)
+
+        write_atomically(self.folder / "checkpoint.pt", write)
+        self._saved = self.step
 
     def checkpoint_due(self) -> bool:
-        """Whether a checkpoint is due after this step."""
-        return self.step % self.settings.checkpoint_every == 0
+        """Whether a checkpoint is due after this step: every so many, at the last one, and when a signal asked for the end."""
+        self._stop_now = self._stop.agreed(ask_others=self.step % self.settings.log_every == 0)
+        return self._stop_now or self.step == self._steps or self.step % self.settings.checkpoint_every == 0
 
     def finish(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Path:
         """Write the trained network as model.safetensors and close the logs."""
-        self.save()
+        if self._saved != self.step:
+            self._write_checkpoint()
         path = self.folder / "model.safetensors"
         save_weights(path, tensors, {**metadata, "config": self.config, "versions": versions()})
         self.close()
@@ -240,25 +342,39 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except StorageError:
+            if error is None:  # otherwise the first error tells more
+                raise
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+            raise self._interrupted() from None
+        if distributed.lost(error):
+            raise distributed.LostProcess(f"{distributed.LOST}; go on with resume={self.folder}") from None
+        if isinstance(error, StorageError):
+            raise StorageError(f"{error}; once it can be written again, go on with resume={self.folder}") from None
 
     def close(self) -> None:
-        """Flush TensorBoard and the progress bar."""
+        """Flush TensorBoard and the progress bar, and let signals and folder go; raises StorageError on a full disk."""
+        self._stop.release()
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                with storing(self.folder):
+                    self._writer.close()
+        finally:
             self._writer = None
-        if self._lock is not None:
-            self._lock.__exit__(None, None, None)
-            self._lock = None
+            if self._lock is not None:
+                self._lock.__exit__(None, None, None)
+                self._lock = None
 
 
 def check_finite(means: Means, run: Run) -> None:
     """Stop a run whose loss is no longer a number, before a checkpoint keeps it; raises UserError."""
-    for name, total in means.sums.items():
+    for name, total in means.totals().items():
         if name.startswith("loss") and not torch.isfinite(total):
             raise UserError(
                 f"the {name.replace('_', ' ')} became {total.item()} at step {run.step} of {run.folder}; {NOT_FINITE}"
@@ -270,8 +386,30 @@ def check_settings(settings: RunConfig) -> None:
     require(counts={f"run.{name}": getattr(settings, name) for name in ("log_every", "image_every", "checkpoint_every")})
 
 
-def open_run(kind: str, config: Any, settings: RunConfig, resume: str | None) -> Run:
-    """A new run, or the existing one that `resume` names."""
-    run = Run.resume(resume, kind, config, settings) if resume else Run.start(kind, config, settings)
-    print(f"{'resuming' if resume else 'run folder:'} {os.fspath(run.folder)}", flush=True)
-    return run
+def open_run(kind: str, config: Any, settings: RunConfig, resume: str | None, made_from: dict[str, str] | None = None) -> Run:
+    """A new run, or the existing one that `resume` names; under torchrun the first process's for all.
+
+    Args:
+        kind: "classifier", "trn" …
+        config: the tool's whole config.
+        settings: its `run`.
+        resume: a run folder, or None.
+        made_from: a fingerprint of everything that the config names but does not hold: data, a classifier's weights. They
+            are kept in config.yaml, and a run does not go on with others.
+
+    Raises:
+        UserError: no such run, one that another process is at work on, or one that was made from something else.
+    """
+    runs: list[Run] = []
+
+    def first() -> str:
+        begin = Run.start if not resume else functools.partial(Run.resume, resume)
+        runs.append(begin(kind, config, settings, made_from))
+        return str(runs[0].folder)
+
+    folder = distributed.first_decides(first)
+    if not distributed.is_first():
+        values = OmegaConf.to_container(OmegaConf.structured(config))
+        return Run(folder=Path(folder), kind=kind, config=values, settings=settings, resumed=bool(resume))
+    print(f"{'resuming' if resume else 'run folder:'} {folder}", flush=True)
+    return runs[0]

@@ -17,7 +17,7 @@ from gandefense.errors import UserError
 from gandefense.restorers.base import Restoration, Restorer
 from gandefense.restorers.sparsity_mapping import SparseCode
 from gandefense.restorers.trn import removed
-from gandefense.weights_io import fill
+from gandefense.weights_io import finite_number, rebuild
 
 
 class SparseAutoEncoder(nn.Module):
@@ -125,9 +125,6 @@ class DDSARestorer(Restorer):
 
 def from_weights(tensors: dict[str, Tensor], description: dict[str, Any], classifier: nn.Module, source: Path) -> DDSARestorer:
     """A restorer from the contents of a weights file; raises UserError when they do not fit together."""
-    try:
-        network = SparseAutoEncoder(**description["network"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source}: its description of the network is incomplete ({error})") from None
-    fill(network, tensors, source=source)
-    return DDSARestorer(network, threshold=description.get("threshold", float("inf")))
+    network = rebuild(SparseAutoEncoder, description.get("network"), tensors, source=source)
+    threshold = finite_number(description.get("threshold", float("inf")), "threshold", source=source, infinite=True)
+    return DDSARestorer(network, threshold=threshold)

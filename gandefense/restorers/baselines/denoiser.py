@@ -19,7 +19,7 @@ from gandefense.errors import UserError
 from gandefense.restorers.base import Restoration, Restorer
 from gandefense.restorers.layers import norm_layer
 from gandefense.restorers.trn import removed
-from gandefense.weights_io import fill
+from gandefense.weights_io import finite_number, rebuild
 
 
 def _block(inputs: int, outputs: int, norm: str, *, stride: int = 1) -> nn.Sequential:
@@ -91,9 +91,6 @@ def from_weights(
     tensors: dict[str, Tensor], description: dict[str, Any], classifier: nn.Module, source: Path
 ) -> DenoiserRestorer:
     """A restorer from the contents of a weights file; raises UserError when they do not fit together."""
-    try:
-        network = DenoisingUNet(**description["network"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source}: its description of the network is incomplete ({error})") from None
-    fill(network, tensors, source=source)
-    return DenoiserRestorer(network, threshold=description.get("threshold", float("inf")))
+    network = rebuild(DenoisingUNet, description.get("network"), tensors, source=source)
+    threshold = finite_number(description.get("threshold", float("inf")), "threshold", source=source, infinite=True)
+    return DenoiserRestorer(network, threshold=threshold)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gandefense.errors import UserError
 from gandefense.restorers.base import Restoration, Restorer
-from gandefense.weights_io import fill
+from gandefense.weights_io import rebuild
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 
@@ -195,10 +195,9 @@ def build_autoencoders(channels: int, structures: list[list[str]], activation: s
 def from_weights(tensors: dict[str, Tensor], description: dict[str, Any], classifier: nn.Module, source: Path) -> MagNetRestorer:
     """A restorer from the contents of a weights file; raises UserError when they do not fit together."""
     try:
-        autoencoders = build_autoencoders(**description["network"])
         detectors = [DetectorConfig(**detector) for detector in description["detectors"]]
         thresholds = [float(threshold) for threshold in description["thresholds"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{source}: its description of the network is incomplete ({error})") from None
-    fill(autoencoders, tensors, source=source)
+    autoencoders = rebuild(build_autoencoders, description.get("network"), tensors, source=source)
     return MagNetRestorer(autoencoders, classifier, detectors, thresholds)

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""List the attacked sets that trainings have left in the data root, and remove those that nobody has used for some days.
+
+Without remove=true nothing is removed. A set that is removed is made again by the next training that needs it. Sets that
+a training is building at this moment, and folders with other files in them, are left alone.
+
+usage: python tools/clean_cache.py [older_than=DAYS] [remove=true] [root=FOLDER]
+"""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from gandefense import config
+from gandefense.command_line import run_tool, split_arguments
+from gandefense.data.sources import data_root
+from gandefense.errors import UserError
+from gandefense.files import LEFTOVER, LOCK, locked, storing
+
+OURS = {"config.json", "done.npy", "attacked.npy", "maps.npy", "log_norms.npy", LOCK}
+DAY = 24 * 3600  # seconds
+
+
+@dataclass
+class CleanConfig:
+    """The words of the command line."""
+
+    older_than: float = 0.0  # days since a set was last used
+    remove: bool = False  # false: only list
+    root: str | None = None  # the data root; null: GANDEFENSE_DATA, else the user's cache folder
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds an attacked set and nothing else."""
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    return "attacked.npy" in names and all(name in OURS or LEFTOVER.fullmatch(name) for name in names)
+
+
+def last_used(folder: Path) -> float:
+    """When a training last opened an attacked set, or wrote to it; seconds since the epoch."""
+    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+
+
+def main(arguments: list[str]) -> None:
+    path, overrides = split_arguments(arguments, __doc__)
+    if path is not None:
+        raise UserError(f"no config file is taken, got {path}; {__doc__.strip().splitlines()[-1]}")
+    asked = config.load(CleanConfig, None, overrides)
+    parent = data_root(asked.root) / "attacked"
+    total = removed = 0
+    for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
+        if not folder.is_dir() or folder.is_symlink() or not is_ours(folder):
+            print(f"left alone: {folder} (not an attacked set, or not only one)")
+            continue
+        size = sum(part.stat().st_size for part in folder.rglob("*") if part.is_file())
+        days = (time.time() - last_used(folder)) / DAY
+        total += size
+        line = f"{size / 1e6:10.1f} MB  {days:6.1f} days unused  {folder}"
+        if not asked.remove or days < asked.older_than:
+            print(line)
+            continue
+        try:
+            with locked(folder, wait=False), storing(folder):
+                shutil.rmtree(folder)
+        except UserError as error:
+            print(f"{line}  left alone: {error}")
+            continue
+        removed += size
+        print(f"{line}  removed")
+    print(f"{total / 1e6:10.1f} MB in {parent}; {removed / 1e6:.1f} MB removed{'' if asked.remove else ' (remove=true removes)'}")
+
+
+if __name__ == "__main__":
+    run_tool(main, __doc__)
