@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 plots = ["matplotlib>=3.8"]
 fid = ["torch-fidelity>=0.3"]
+export = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]
 
 setup(
     name="gandefense",
@@ -33,5 +34,10 @@ setup(
         "tensorboard>=2.16",
         "tqdm>=4.66",
     ],
-    extras_require={"plots": plots, "fid": fid, "dev": [*plots, *fid, "pytest>=8", "ruff>=0.6", "torchattack>=1.7"]},
+    extras_require={
+        "plots": plots,
+        "fid": fid,
+        "export": export,
+        "dev": [*plots, *fid, *export, "pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "torchattack>=1.7"],
+    },
 )

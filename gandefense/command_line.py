@@ -69,15 +69,16 @@ def run_tool(main: Callable[[list[str]], None], usage: str | None) -> None:
 
     show, threading.excepthook = threading.excepthook, thread_failed
     signal.signal(signal.SIGTERM, interrupt)
+    tells = os.environ.get("LOCAL_RANK", "0") == "0"  # of several processes on a machine one tells what all of them find
     try:
         main(arguments)
     except UserError as error:
-        # Of several processes on a machine one tells what all of them find; a lost one is told by those that are left.
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LostProcess):
+        if tells or isinstance(error, LostProcess):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
-        print(f"\n{error}" if isinstance(error, Interrupted) else "\ninterrupted", file=sys.stderr)
+        if tells:
+            print(f"\n{error}" if isinstance(error, Interrupted) else "\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)

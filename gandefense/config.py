@@ -6,14 +6,16 @@ import dataclasses
 import difflib
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from gandefense.errors import UserError
+from gandefense.errors import UserError, reason
 
 Schema = TypeVar("Schema")
+LARGEST_FILE = 2**16  # bytes of a config; ours have some hundreds
+DEEPEST = 50  # levels that a config's lists and keys may be nested in
 _FRACTION = re.compile(r"^\s*(-?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*$")
 
 
@@ -21,7 +23,7 @@ _FRACTION = re.compile(r"^\s*(-?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*$")
 class DataConfig:
     """Which images, and where they lie."""
 
-    name: str = "cifar10"
+    name: str = "cifar10"  # of the data set
     root: str | None = None  # folder with one sub-folder per data set; None: GANDEFENSE_DATA, else the user's cache folder
     download: bool = True  # fetch what is missing
     file: str | None = None  # your own test images instead: a safetensors file with `images` and `labels`
@@ -34,7 +36,7 @@ class RunConfig:
 
     folder: str = "runs"  # a new numbered run folder is made in here
     name: str = "run"  # ends the run folder's name
-    seed: int = 0
+    seed: int = 0  # of weights, the order of batches and everything else that is random
     device: str = "auto"  # auto, cpu, cuda, cuda:1 …
     precision: str = "auto"  # bf16 (autocast), float32, or auto: bf16 where the device computes in it
     log_every: int = 20  # steps between two lines of stats.jsonl
@@ -85,6 +87,22 @@ def _reject_unknown_keys(given: Any, schema: DictConfig, known: list[str], prefi
             _reject_unknown_keys(value, node, known, f"{prefix}{key}.")
 
 
+def _check_lists(built: Any, prefix: str = "") -> None:
+    """Raise UserError for a list in a list that takes plain values, which OmegaConf lets pass."""
+    hints = get_type_hints(type(built))
+    for field in dataclasses.fields(built):
+        value, where = getattr(built, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            _check_lists(value, f"{where}.")
+        elif isinstance(value, list):
+            plain = get_args(hints[field.name]) in ((int,), (float,), (str,), (bool,))
+            for i, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    _check_lists(item, f"{where}[{i}].")
+                elif plain and isinstance(item, (list, dict)):
+                    raise UserError(f"config: {where}[{i}] takes one value, got {item!r}")
+
+
 def build(schema: type[Schema], values: dict[str, Any], *, source: str = "config") -> Schema:
     """Merge plain values into a dataclass, checking names and types.
 
@@ -97,15 +115,38 @@ def build(schema: type[Schema], values: dict[str, Any], *, source: str = "config
         UserError: an unknown key (with the nearest known one) or a value of the wrong type.
     """
     structured = OmegaConf.structured(schema)
-    values = fractions_to_floats(values)
-    _reject_unknown_keys(values, structured, _known_keys(structured))
     try:
-        return OmegaConf.to_object(OmegaConf.merge(structured, OmegaConf.create(values)))
-    except (OmegaConfBaseException, ValueError) as error:
+        values = fractions_to_floats(values)
+        _reject_unknown_keys(values, structured, _known_keys(structured))
+        built = OmegaConf.to_object(OmegaConf.merge(structured, OmegaConf.create(values)))
+        _check_lists(built)
+        return built
+    except UserError:
+        raise
+    except Exception as error:  # OmegaConf raises errors of many types, and values may be nested without end
         where = getattr(error, "full_key", None)
         if "is not a ListConfig" in str(error):
             raise UserError(f"{where} takes a list, even of one: {where}=[…]") from None
-        raise UserError(f"{source}: {f'{where}: ' if where else ''}{str(error).splitlines()[0]}") from None
+        raise UserError(f"{source}: {f'{where}: ' if where else ''}{reason(error)}") from None
+
+
+def check_file(path: Path) -> None:
+    """Raise UserError for a config that is too large or too deep, or that aliases of aliases would make too large."""
+    if path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"{path}: a config has at most {LARGEST_FILE:,} bytes")
+    try:
+        with path.open(encoding="utf-8") as file:
+            depth = 0
+            for event in yaml.parse(file, Loader=yaml.SafeLoader):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if depth > DEEPEST:  # the time to read such a file grows with the square of its depth
+                    raise UserError(f"{path}: nested more than {DEEPEST} levels deep")
+                if isinstance(event, yaml.AliasEvent):
+                    raise UserError(f"{path}: YAML aliases (*name) are not followed; write the values out")
+    except UserError:
+        raise
+    except Exception as error:  # a YAML error has many types; each is the user's to mend
+        raise UserError(f"{path}: not readable as YAML ({reason(error)})") from None
 
 
 def load(schema: type[Schema], path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Schema:
@@ -123,11 +164,12 @@ def load(schema: type[Schema], path: str | Path | None, overrides: list[str] | t
     if path is not None:
         if not Path(path).is_file():
             raise UserError(f"config file not found: {path}")
+        check_file(Path(path))
         try:
             loaded = OmegaConf.load(path)
             values = OmegaConf.to_container(loaded) if isinstance(loaded, DictConfig) else None
         except Exception as error:  # a YAML error has many types; each is the user's to mend
-            raise UserError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+            raise UserError(f"{path}: not readable as YAML ({reason(error)})") from None
         if values is None:
             raise UserError(f"{path}: expected key: value lines")
     for word in overrides:
@@ -137,7 +179,7 @@ def load(schema: type[Schema], path: str | Path | None, overrides: list[str] | t
         changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
         merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(values), OmegaConf.create(changes)))
     except Exception as error:
-        raise UserError(f"cannot read the command line's key=value words: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot read the command line's key=value words: {reason(error)}") from None
     return build(schema, merged, source=str(path) if path else "config")
 
 

@@ -10,10 +10,13 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from gandefense.errors import reason
 from gandefense.files import write_atomically
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the only decoders that a file may reach, whatever its name says
+LARGEST_FILE = 2**28  # bytes; the decoders read no more than a file has
+MOST_PIXELS = 2**26  # of one image, before it is resized: 67 million, about 1 GB while it is converted
 ORIENTATION = 0x0112  # the EXIF tag
 MODES = {"L": "greyscale", "LA": "greyscale with alpha", "P": "palette", "RGBA": "RGB with alpha", "1": "black and white"}
 
@@ -37,21 +40,25 @@ def read_image(path: Path, *, channels: int, size: int | None) -> tuple[Tensor, 
         (C, H, W) uint8, and what was done to the image, in words: what → detail.
 
     Raises:
-        UnreadableError: the file is no such image, damaged, or has more pixels than Pillow's MAX_IMAGE_PIXELS.
+        UnreadableError: the file is no such image, damaged, larger than LARGEST_FILE, or of more than MOST_PIXELS pixels.
     """
     if not path.is_file():
         raise UnreadableError("not a file")
+    if path.stat().st_size > LARGEST_FILE:
+        raise UnreadableError(f"{path.stat().st_size:,} bytes, which exceeds the limit of {LARGEST_FILE:,}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:  # which reads the size, but no pixels yet
+                if image.width * image.height > MOST_PIXELS:
+                    raise UnreadableError(f"{image.width}×{image.height} pixels, which exceeds limit of {MOST_PIXELS:,} pixels")
                 return _prepared(image, "L" if channels == 1 else "RGB", size)
+    except UnreadableError:
+        raise
     except UnidentifiedImageError:
         raise UnreadableError("no PNG, JPEG, WebP or BMP image") from None
     except Exception as error:  # a damaged or malicious file may raise anything
-        lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
-        raise UnreadableError(lines[0] if lines else type(error).__name__) from None
+        raise UnreadableError(getattr(error, "strerror", None) or reason(error)) from None
 
 
 def _prepared(image: Image.Image, mode: str, size: int | None) -> tuple[Tensor, dict[str, str]]:

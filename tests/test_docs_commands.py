@@ -75,6 +75,7 @@ NOT_RUN: dict[str, str] = {
     "python tools/reproduce.py": "hours; tests/reproduce runs its parts",
     "python tools/benchmark.py": "minutes; tests/benchmark runs its parts",
     "python tools/export.py": "tests/test_export.py",
+    "python tools/clean_cache.py": "looks at the own cache of whoever runs the tests; tests/tools/test_clean_cache.py",
     "python tools/train_baseline.py": "tests/training/baselines",
     "pip": "needs a network",
 }

@@ -137,18 +137,14 @@ def test_a_whole_defence_of_ones_own_loads_as_it_is(module: Callable) -> None:
     assert gandefense.load(name).restorer.factor == 0.5
 
 
-def test_names_on_disk_and_in_the_zoo_win(module: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_on_disk_and_in_the_zoo_win(module: Callable, tmp_path: Path) -> None:
     name = module("raise RuntimeError('imported')")
     run = tmp_path / f"{name}.build"
     run.mkdir()
     (run / "config.yaml").write_text("", encoding="utf-8")
     (run / "model.safetensors").write_bytes(b"")
     assert zoo.find(f"{name}.build") == Path(f"{name}.build/model.safetensors")
-    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / f"{name}.other.safetensors").write_bytes(b"")
-    assert zoo.find(f"{name}.other").parent == tmp_path / "weights"
-    assert not zoo.is_own(f"{name}.build") and not zoo.is_own(f"{name}.other") and not zoo.is_own("model.safetensors")
+    assert not zoo.is_own(f"{name}.build") and not zoo.is_own("cifar10/trn") and not zoo.is_own("model.safetensors")
     assert zoo.is_own(f"{name}.third")
 
 

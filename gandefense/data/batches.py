@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -23,6 +24,14 @@ class Images(NamedTuple):
     images: Tensor
     labels: Tensor
     index: Tensor
+
+
+def tensor_hash(*tensors: Tensor) -> str:
+    """SHA-256 over the contents of tensors: whether images, labels or weights are the same as at another time."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def check_images(images: Tensor, channels: int | None = None) -> None:

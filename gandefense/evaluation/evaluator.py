@@ -22,6 +22,7 @@ from gandefense.evaluation.cells import NO_RESTORER, Cell, validation_key, zero_
 from gandefense.evaluation.measurement import Measurement, all_versions
 from gandefense.evaluation.settings import AttackEntry, BlackBoxConfig, CurvesConfig, EvaluateConfig, WhiteBoxConfig, resolve
 from gandefense.evaluation.tables import Outcome
+from gandefense.evaluation.work import Work
 from gandefense.files import write_text
 from gandefense.training.state import choose_device
 
@@ -57,7 +58,7 @@ def evaluate(config: EvaluateConfig | str | Path | None = None, **settings: Any)
             measurement = Measurement(config, device)
         # CUDA convolutions would round to TF32 otherwise, and need not repeat themselves
         with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False), measurement.opened():
-            measurement.run()
+            Work(measurement).run()
             if distributed.rank() == 0:
                 _write(measurement, begun)
         distributed.barrier()

@@ -33,9 +33,17 @@ class Discriminator(nn.Module):
         return self.score(self.features((images - 0.5) * 4)).float().mean((1, 2, 3))
 
 
-def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Non-saturating logistic loss of the discriminator on scores (B,) (Goodfellow et al. 2014)."""
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
+def discriminator_loss(real: Tensor, fake: Tensor, *, real_share: float = 1.0, fake_share: float = 1.0) -> Tensor:
+    """Non-saturating logistic loss of the discriminator (Goodfellow et al. 2014).
+
+    Args:
+        real: scores (B,).
+        fake: scores (F,); none are allowed where they have no share.
+        real_share: of all real images, where these are a part of a batch.
+        fake_share: of all fake images.
+    """
+    loss = real_share * F.softplus(-real).mean()
+    return loss + fake_share * F.softplus(fake).mean() if len(fake) else loss
 
 
 def generator_loss(fake: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ def loss_gradients(classifier: nn.Module, images: Tensor, *, labels: Tensor | No
     """∂ CE(f(x), k)/∂x for every label k, by one forward pass and one backward pass a label.
 
     With logits z, softmax p and Jacobian J, the gradient for label k is Jᵀ(p − e_k); each label's backward pass is
-    started with p − e_k, so that nothing cancels for confident images. Works under `torch.no_grad()` and leaves
-    parameter gradients alone.
+    started with p − e_k. Its own entry is taken as −Σ p_j over the others, not as p_k − 1: for a confident image p_k
+    rounds to 1, and the difference would be rounding error alone. Works under `torch.no_grad()` and leaves parameter
+    gradients alone.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] → logits (B, K).
@@ -54,7 +55,9 @@ def loss_gradients(classifier: nn.Module, images: Tensor, *, labels: Tensor | No
             labels = torch.arange(classes, device=images.device).expand(count, classes)
         gradients = []
         for k in range(labels.shape[1]):
-            start = probabilities - F.one_hot(labels[:, k], classes).to(wide.dtype)
+            chosen = F.one_hot(labels[:, k], classes).to(wide.dtype)
+            others = probabilities * (1 - chosen)
+            start = others - chosen * others.sum(dim=1, keepdim=True)
             last = k == labels.shape[1] - 1
             (gradient,) = torch.autograd.grad(
                 wide, point, start, retain_graph=create_graph or not last, create_graph=create_graph

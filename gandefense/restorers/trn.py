@@ -13,7 +13,7 @@ from gandefense.errors import UserError
 from gandefense.restorers.base import Restoration, Restorer
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps, softplus_activations
 from gandefense.restorers.layers import norm_layer
-from gandefense.weights_io import fill
+from gandefense.weights_io import finite_number, rebuild
 
 STREAMS = ("both", "image", "maps", "none")
 
@@ -150,9 +150,10 @@ class TRNRestorer(Restorer):
 
 def from_weights(tensors: dict[str, Tensor], description: dict[str, Any], classifier: nn.Module, source: Path) -> TRNRestorer:
     """A restorer from the contents of a weights file; raises UserError when they do not fit together."""
-    try:
-        network = TwoStreamRestorationNetwork(**description["network"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source}: its description of the network is incomplete ({error})") from None
-    fill(network, tensors, source=source)
-    return TRNRestorer(network, classifier, top_k=description.get("top_k"), threshold=description.get("threshold", float("inf")))
+    options = description.get("network")
+    network = rebuild(TwoStreamRestorationNetwork, options, tensors, source=source)
+    top_k = description.get("top_k")
+    if top_k is not None and (type(top_k) is not int or top_k != options["labels"]):
+        raise UserError(f"{source}: its top_k must be the network's number of labels, {options['labels']}, got {top_k!r}")
+    threshold = finite_number(description.get("threshold", float("inf")), "threshold", source=source, infinite=True)
+    return TRNRestorer(network, classifier, top_k=top_k, threshold=threshold)

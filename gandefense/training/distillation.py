@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gandefense import distributed
 from gandefense.attacks.noise import gaussian_signed
 from gandefense.attacks.suite import frozen
 from gandefense.data import datasets
 from gandefense.data.batches import to_float
 from gandefense.precision import autocast
+from gandefense.training.parts import Part, gathered
 
 
 @dataclass
@@ -20,7 +22,7 @@ class StudentConfig:
     """Phase 1, defensive distillation: the student learns the teacher's soft labels, on attacked images."""
 
     steps: int = 600  # 0: the student stays as it starts
-    batch_size: int = 128
+    batch_size: int = 128  # images per step
     learning_rate: float = 0.02  # peak, SGD with momentum 0.9
     temperature: float = 4.0  # of teacher and student (Papernot et al. 2016); the student answers at temperature 1
     eps: float = 8 / 255  # largest budget of the single-step attack on the student, drawn uniformly from 0 for each image
@@ -32,29 +34,49 @@ def distillation(logits: Tensor, goal: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits.float(), 1), F.log_softmax(goal.float(), 1), reduction="batchmean", log_target=True)
 
 
-def student_step(config: StudentConfig, student: nn.Module, teacher: nn.Module, clean: Tensor) -> Tensor:
+def student_step(
+    config: StudentConfig, student: nn.Module, teacher: nn.Module, clean: Tensor, part: Part | None = None
+) -> Tensor:
     """One distillation loss: the student on attacked and noisy images against the teacher's soft labels on the clean ones.
 
     The attack is one signed step from a random start on the student itself, with a budget drawn for each image.
+
+    Args:
+        config: temperature, budgets, noise.
+        student: in training mode.
+        teacher: frozen, in eval mode.
+        clean: (B, C, H, W) in [0, 1].
+        part: which rows of a larger batch the clean images are; None: they are the batch.
     """
+    part = part or Part(len(clean))
     temperature = config.temperature
     with torch.no_grad():
         soft = teacher(clean) / temperature
     with frozen(student):
-        budget = config.eps * torch.rand(len(clean), 1, 1, 1, device=clean.device)
-        start = (clean + budget * (2 * torch.rand_like(clean) - 1)).clamp(0, 1).requires_grad_(True)
+        with part.drawing():
+            budget = config.eps * torch.rand(len(clean), 1, 1, 1, device=clean.device)
+            start = (clean + budget * (2 * torch.rand_like(clean) - 1)).clamp(0, 1).requires_grad_(True)
         (gradient,) = torch.autograd.grad(distillation(student(start) / temperature, soft), start)
     attacked = (clean + ((start.detach() - clean) + 1.25 * budget * gradient.sign()).clamp(-budget, budget)).clamp(0, 1)
-    attacked[::4] = gaussian_signed(clean[::4], config.noise * torch.rand(len(clean[::4]), 1, 1, 1, device=clean.device))
+    fourth = (part.rows % 4 == 0).nonzero()[:, 0].to(clean.device)  # every fourth image of the batch
+    with part.drawing(part.rows[part.rows % 4 == 0] // 4, -(-part.batch // 4)):
+        levels = config.noise * torch.rand(len(fourth), 1, 1, 1, device=clean.device)
+        attacked[fourth] = gaussian_signed(clean[fourth], levels)
     return temperature**2 * distillation(student(attacked) / temperature, soft)
 
 
 @torch.no_grad()
 def clean_logits(classifier: nn.Module, images: datasets.Images, device: torch.device, precision: str) -> Tensor:
-    """The frozen classifier's logits (N, K) on all clean images, computed once."""
+    """The frozen classifier's logits (N, K) on all clean images, computed once; by each process for every so many of them."""
     logits = []
-    for part in images.images.split(500):
-        batch = to_float(part.to(device)).contiguous(memory_format=torch.channels_last)
-        with autocast(device, precision):
-            logits.append(classifier(batch).float().cpu())
-    return torch.cat(logits)
+    for number, part in enumerate(images.images.split(500)):
+        if number % distributed.world() == distributed.rank():
+            batch = to_float(part.to(device)).contiguous(memory_format=torch.channels_last)
+            with autocast(device, precision):
+                logits.append(classifier(batch).float().cpu())
+    if distributed.world() == 1:
+        return torch.cat(logits)
+    rows = torch.arange(len(images.labels))
+    mine = torch.cat([rows[:0], *rows.split(500)[distributed.rank() :: distributed.world()]])
+    columns = max(distributed.from_all(logits[0].shape[1] if logits else 0))
+    return gathered([torch.cat([torch.zeros(0, columns), *logits])], mine, len(rows))[0]

@@ -343,6 +343,9 @@ class Run:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if distributed.lost(error):
+            self._stop.release()
+            distributed.leave_in_peace()
         try:
             self.close()
         except StorageError:

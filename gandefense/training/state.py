@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gandefense import distributed
 from gandefense.errors import UserError
 
 
@@ -83,7 +84,7 @@ def require(
 
 
 def random_states() -> dict[str, Any]:
-    """The states of all random generators, as tensors and plain values."""
+    """The states of the random generators, of the current CUDA device's among them, as tensors and plain values."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, following = random.getstate()
     states: dict[str, Any] = {
@@ -92,19 +93,19 @@ def random_states() -> dict[str, Any]:
         "python": [version, list(internal), following],
     }
     if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+        states["cuda"] = [torch.cuda.get_rng_state()]
     return states
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Put back what `random_states` gave."""
+    """Put back what `random_states` gave, here or in another process with another CUDA device."""
     torch.set_rng_state(states["torch"].cpu())
     name, keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, following = states["python"]
     random.setstate((version, tuple(internal), following))
-    if len(states.get("cuda", [])) == torch.cuda.device_count() > 0:
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    if states.get("cuda") and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"][0].cpu())
 
 
 class Means:
@@ -114,14 +115,27 @@ class Means:
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
 
-    def add(self, **figures: Tensor) -> None:
-        """Add one step's scalars."""
+    def add(self, *, share: float = 1.0, ends_step: bool = True, **figures: Tensor) -> None:
+        """Add one step's scalars, or those of a part of its batch.
+
+        Args:
+            share: of the batch that they are means over.
+            ends_step: whether this process is done with the step.
+            figures: scalars by name.
+        """
         for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
-        self.steps += 1
+            self.sums[name] = self.sums.get(name, 0.0) + share * value.detach()
+        self.steps += ends_step
+
+    def totals(self) -> dict[str, Tensor]:
+        """The sums so far, over all processes; every process has to ask."""
+        if distributed.world() == 1 or not self.sums:
+            return self.sums
+        (summed,) = distributed.summed([torch.stack([torch.as_tensor(total) for total in self.sums.values()])])
+        return dict(zip(self.sums, summed, strict=True))
 
     def take(self, prefix: str = "train/") -> dict[str, float]:
-        """The means by name, and a fresh start."""
-        means = {f"{prefix}{name}": (total / self.steps).item() for name, total in self.sums.items()}
+        """The means by name, over all processes, and a fresh start; every process has to take them."""
+        means = {f"{prefix}{name}": (total / self.steps).item() for name, total in self.totals().items()}
         self.sums, self.steps = {}, 0
         return means

@@ -8,18 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gandefense import zoo
+from gandefense import distributed, zoo
 from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint, plan
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, to_float
+from gandefense.data.batches import batch_indices, tensor_hash, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.restorers.cached_maps import cached_maps
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
 from gandefense.restorers.trn import TRNRestorer, TwoStreamRestorationNetwork
+from gandefense.training.batch_norm import synchronised
 from gandefense.training.distillation import clean_logits, distillation
+from gandefense.training.parts import check_parts, parts
 from gandefense.training.run import Run, check_finite, check_settings, open_run
 from gandefense.training.state import (
     Means,
@@ -35,9 +37,9 @@ from gandefense.training.state import (
 class TRNNetworkConfig:
     """The network, see TwoStreamRestorationNetwork."""
 
-    width: int = 32
-    blocks: int = 4
-    streams: str = "both"
+    width: int = 32  # channels of each stream
+    blocks: int = 4  # Fusion Blocks
+    streams: str = "both"  # both, or image, maps, none: the other input is blanked
     top_k: int | None = None  # gradient maps of the most probable labels only; None: of all
 
 
@@ -45,15 +47,16 @@ class TRNNetworkConfig:
 class TRNTrainConfig:
     """Loss and optimiser. The balance of the two losses decides everything: pixels first, classes ramped up."""
 
-    steps: int = 6000
-    batch_size: int = 128
+    steps: int = 6000  # batches
+    batch_size: int = 128  # attacked images and clean pairs per step, over all processes
+    accumulate: int = 1  # pieces that a process cuts its share of a batch into, one after the other, to save memory
     learning_rate: float = 2e-3  # peak, Adam
     warmup: int = 100  # steps in which the learning rate rises
     pixel_weight: float = 200.0  # of the mean absolute pixel error
     class_weight: float = 0.3  # of KL(classifier on clean ‖ classifier on restored)
     class_ramp: int = 400  # steps over which class_weight grows from 0
-    ema_decay: float = 0.998
-    gradient_clip: float = 5.0  # norm
+    ema_decay: float = 0.998  # of the weights that are kept in the end
+    gradient_clip: float = 5.0  # largest norm of the gradient
 
 
 @dataclass
@@ -68,7 +71,7 @@ class TRNConfig:
     network: TRNNetworkConfig = field(default_factory=TRNNetworkConfig)
     train: TRNTrainConfig = field(default_factory=TRNTrainConfig)
     false_positive_rate: float = 0.05  # of the detection threshold, on validation images
-    resume: str | None = None
+    resume: str | None = None  # a run folder to go on with; on the command line, alone
 
 
 @torch.no_grad()
@@ -89,7 +92,7 @@ def validate(
 
 
 def train(config: TRNConfig) -> Path:
-    """Train a TRN and write it as model.safetensors into its run folder.
+    """Train a TRN and write it as model.safetensors into its run folder; under torchrun, by all processes together.
 
     Returns:
         The weights' path.
@@ -97,8 +100,12 @@ def train(config: TRNConfig) -> Path:
     Raises:
         UserError: bad data, config or checkpoint, or a loss that is no longer finite.
     """
+    with distributed.processes(choose_device(config.run.device)) as device:
+        return _train(config, device)
+
+
+def _train(config: TRNConfig, device: torch.device) -> Path:
     options = config.train
-    device = choose_device(config.run.device)
     data = datasets.describe(config.data.name)
     check_settings(config.run)
     require(
@@ -106,6 +113,7 @@ def train(config: TRNConfig) -> Path:
         positive={"train.learning_rate": options.learning_rate},
         fractions={"false_positive_rate": config.false_positive_rate},
     )
+    check_parts(options.accumulate, {"train.batch_size": min(options.batch_size, config.attacked.rows)})
     if config.network.top_k is not None and not 1 <= config.network.top_k <= len(data.classes):
         raise UserError(f"network.top_k lies between 1 and the {len(data.classes)} classes, got {config.network.top_k}")
     autocast(device, config.run.precision)
@@ -113,8 +121,9 @@ def train(config: TRNConfig) -> Path:
     seed_everything(config.run.seed)
     classifier = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
     zoo.try_out(config.classifier, classifier, data, device)
-    images = datasets.load(config.data, "train", seed=config.run.seed)
-    validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+    with distributed.first_before_others():
+        images = datasets.load(config.data, "train", seed=config.run.seed)
+        validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
     shape = {
         "channels": data.channels,
         "labels": config.network.top_k or len(data.classes),
@@ -124,19 +133,22 @@ def train(config: TRNConfig) -> Path:
     }
     network = TwoStreamRestorationNetwork(**shape).to(device, memory_format=torch.channels_last)
     average = exponential_average(network, options.ema_decay)
+    network = synchronised(network, device)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    with open_run("trn", config, config.run, config.resume) as run:
+    made_from = {"the images": tensor_hash(*images, *validation), "the defended classifier": fingerprint(classifier)}
+    with open_run("trn", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")
             return run.folder / "model.safetensors"
 
         place = {"device": device, "root": config.data.root}
-        attacked = attacked_set(classifier, images, config.attacked, **place, name=f"{data.name}-train")
-        maps = cached_maps(
-            classifier, attacked, len(data.classes), device=device, precision=config.run.precision, top_k=config.network.top_k
-        )
         small = AttackedSetConfig(rows=config.validation_rows, budgets=[8 / 255], seed=1, precision="float32")
-        held_out = attacked_set(classifier, validation, small, **place, name=f"{data.name}-validation")
+        with distributed.first_before_others():
+            attacked = attacked_set(classifier, images, config.attacked, **place, name=f"{data.name}-train")
+            maps = cached_maps(
+                classifier, attacked, len(data.classes), device=device, precision=config.run.precision, top_k=config.network.top_k
+            )
+            held_out = attacked_set(classifier, validation, small, **place, name=f"{data.name}-validation")
 
         run.restore(network=network, average=average, optimiser=optimiser)
         restorer = TRNRestorer(average.module, classifier, top_k=config.network.top_k).eval()
@@ -147,60 +159,70 @@ def train(config: TRNConfig) -> Path:
         with frozen(classifier):
             for step in range(run.step, options.steps):
                 rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
-                source = attacked.source[rows]
-                clean, labels = to_float(images.images[source].to(device)), images.labels[source].to(device)
-                batch = attacked.rows(rows).to(device)
-                made, log_norms = maps.rows(rows)
-                gradients = GradientMaps(made.to(device, memory_format=torch.channels_last), log_norms.to(device))
-
-                goal = goals[source].to(device)
                 class_weight = options.class_weight * min(1.0, step / max(1, options.class_ramp))
-                with autocast(device, config.run.precision):
-                    restored = network(batch.contiguous(memory_format=torch.channels_last), gradients)
-                    logits = classifier(restored.contiguous(memory_format=torch.channels_last)).float()
-                pixel_loss = (restored.float() - clean).abs().mean()
-                class_loss = distillation(logits, goal)
-                loss = options.pixel_weight * pixel_loss + class_weight * class_loss
+                optimiser.zero_grad(set_to_none=True)
+                mine = parts(len(rows), options.accumulate, device)
+                for part in mine:
+                    chosen = rows[part.rows]
+                    source = attacked.source[chosen]
+                    clean, labels = to_float(images.images[source].to(device)), images.labels[source].to(device)
+                    batch = attacked.rows(chosen).to(device)
+                    made, log_norms = maps.rows(chosen)
+                    gradients = GradientMaps(made.to(device, memory_format=torch.channels_last), log_norms.to(device))
+
+                    goal = goals[source].to(device)
+                    with autocast(device, config.run.precision):
+                        restored = network(batch.contiguous(memory_format=torch.channels_last), gradients)
+                        logits = classifier(restored.contiguous(memory_format=torch.channels_last)).float()
+                    pixel_loss = (restored.float() - clean).abs().mean()
+                    class_loss = distillation(logits, goal)
+                    loss = options.pixel_weight * pixel_loss + class_weight * class_loss
+                    (part.share * loss).backward()
+
+                    right = (logits.argmax(1) == labels).float().mean()
+                    figures = {"loss": loss, "pixel_error": pixel_loss * 255, "class_loss": class_loss, "accuracy": right}
+                    means.add(share=part.share, ends_step=part is mine[-1], **figures)
 
                 for group in optimiser.param_groups:
                     group["lr"] = options.learning_rate * warm_cosine(step, options.steps, options.warmup)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                distributed.sum_gradients(network)
                 nn.utils.clip_grad_norm_(network.parameters(), options.gradient_clip)
                 optimiser.step()
                 average.update_parameters(network)
 
-                right = (logits.argmax(1) == labels).float().mean()
-                means.add(loss=loss, pixel_error=pixel_loss * 255, class_loss=class_loss, accuracy=right)
                 run.step = step + 1
                 bar.update()
                 if run.step % config.run.log_every == 0 or run.step == options.steps:
                     check_finite(means, run)
-                    images_seen = means.steps * len(labels)
+                    images_seen = means.steps * len(rows)
                     run.log(means.take(), images=images_seen)
                 if run.step % config.run.image_every == 0 or run.step == options.steps:
-                    run.log(validate(restorer, classifier, held_out, validation, device))
-                    _grid(run, restorer, held_out, validation, device)
+                    if distributed.is_first():
+                        run.log(validate(restorer, classifier, held_out, validation, device))
+                        _grid(run, restorer, held_out, validation, device)
+                    distributed.barrier()
                 if run.checkpoint_due():
                     check_finite(means, run)
                     run.save()
 
-        with torch.no_grad():
-            scores = torch.cat([restorer(to_float(part.to(device))).score for part in validation.images.split(128)])
-        threshold = scores.quantile(1 - config.false_positive_rate).item()
-        metadata = {
-            "kind": "trn",
-            "data": data.name,
-            "classifier": config.classifier,
-            "classifier_fingerprint": fingerprint(classifier),
-            "network": shape,
-            "top_k": config.network.top_k,
-            "threshold": threshold,
-            "measured": validate(restorer, classifier, held_out, validation, device),
-        }
-        path = run.finish(average.module.state_dict(), metadata)
-        print(f"{metadata['measured']}; weights: {path}")
-        return path
+        if distributed.is_first():
+            with torch.no_grad():
+                scores = torch.cat([restorer(to_float(part.to(device))).score for part in validation.images.split(128)])
+            threshold = scores.quantile(1 - config.false_positive_rate).item()
+            metadata = {
+                "kind": "trn",
+                "data": data.name,
+                "classifier": config.classifier,
+                "classifier_fingerprint": fingerprint(classifier),
+                "network": shape,
+                "top_k": config.network.top_k,
+                "threshold": threshold,
+                "measured": validate(restorer, classifier, held_out, validation, device),
+            }
+            path = run.finish(average.module.state_dict(), metadata)
+            print(f"{metadata['measured']}; weights: {path}")
+        distributed.barrier()
+        return run.folder / "model.safetensors"
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gandefense.evaluation import measurement
+from gandefense.evaluation import work
 from gandefense.training.state import Means
 from gandefense.training.stopping import StopRequest
 from gandefense.weights_io import load_weights
@@ -20,8 +20,11 @@ STEP = 7  # in which the signal comes; no multiple of any checkpoint's or log's 
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    """Tools leave their signal handlers behind, because a process of their own would end."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """As in a terminal's process, whatever started this one; tools leave their handlers behind."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -116,7 +119,7 @@ def test_a_signal_while_a_cache_is_built_says_how_to_go_on(
 def test_an_interrupted_evaluation_says_how_to_go_on(
     tool: Callable, recipe: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measurement, "attack", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(work, "attack", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     status, _, err = tool("evaluate", recipe("evaluate"))
     assert status == 130
     assert err.splitlines()[-1] == f"interrupted; what is done is kept: go on with output={tmp_path / 'out'}"

@@ -99,7 +99,7 @@ def test_the_message_of_a_run_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_a_config_that_cannot_be_written_leaves_no_run(tmp_path: Path) -> None:
-    example = Example(RunConfig(folder=str(tmp_path / "runs"), name="x" * 200))
+    example = Example(RunConfig(folder=str(tmp_path / "runs"), name="x"))
     example.run.device = "x" * LIMIT
     with small_files(), pytest.raises(StorageError, match=r"config.yaml: File too large"):
         Run.start("x", example, example.run)

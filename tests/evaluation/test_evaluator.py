@@ -21,7 +21,7 @@ import gandefense
 from gandefense.config import DataConfig
 from gandefense.data import datasets
 from gandefense.errors import UserError
-from gandefense.evaluation import measurement, metrics
+from gandefense.evaluation import metrics, work
 from gandefense.evaluation.evaluator import EvaluateConfig
 from tests.evaluation.conftest import Networks
 
@@ -138,13 +138,13 @@ def test_resumed_equals_uninterrupted(settings: dict[str, Any], monkeypatch: pyt
 
     (folder / "results.json").unlink()
     # With every record there, no attack is run again.
-    monkeypatch.setattr(measurement, "attack", None)
+    monkeypatch.setattr(work, "attack", None)
     assert without_timings(gandefense.evaluate(**settings)) == without_timings(whole)
 
 
 def test_killed_in_the_middle_goes_on(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = gandefense.evaluate(**{**settings, "output": str(tmp_path / "whole")})
-    real, calls = measurement.attack, []
+    real, calls = work.attack, []
 
     def dies(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -152,7 +152,7 @@ def test_killed_in_the_middle_goes_on(settings: dict[str, Any], monkeypatch: pyt
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(measurement, "attack", dies)
+    monkeypatch.setattr(work, "attack", dies)
     with pytest.raises(KeyboardInterrupt):
         gandefense.evaluate(**settings)
     assert not (Path(settings["output"]) / "results.json").exists()
@@ -160,13 +160,13 @@ def test_killed_in_the_middle_goes_on(settings: dict[str, Any], monkeypatch: pyt
 
 
 def test_attacks_on_the_classifier_are_made_once(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    real, made = measurement.attack, []
+    real, made = work.attack, []
 
     def counted(network: Any, images: Any, labels: Any, spec: Any, **options: Any) -> Any:
         made.append((type(network).__name__, spec.title()))
         return real(network, images, labels, spec, **options)
 
-    monkeypatch.setattr(measurement, "attack", counted)
+    monkeypatch.setattr(work, "attack", counted)
     gray = [*GRAY, WHITE["attacks"][0]]  # listed under both threats
     gandefense.evaluate(**{**settings, "gray_box": gray, "limit": 5})
     alone = [title for kind, title in made if kind != "View"]
@@ -446,7 +446,7 @@ def test_a_binary_attribute_gets_attacks_that_two_classes_allow(
     assert results["data"]["classes"] == 2
     assert [row["attack"] for row in results["rows"]] == ["none", "square", "apgd-ce", "fab", "autoattack", "pgd"]
     assert results["classifier"]["accuracy"] == 1
-    monkeypatch.setattr(measurement, "attack", None)
+    monkeypatch.setattr(work, "attack", None)
     with pytest.raises(UserError, match="apgd-t: needs at least 4 classes, the network has 2"):
         attacks = [{"attack": "apgd-t", "eps": "8/255", "steps": 3}]
         gandefense.evaluate(**settings | {"overwrite": True, "white_box": {"views": ["exact"], "attacks": attacks}})
@@ -463,7 +463,7 @@ class Cut(gandefense.Restorer):
 def test_a_view_without_a_gradient_is_refused_before_any_attack(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measurement, "attack", None)
+    monkeypatch.setattr(work, "attack", None)
     with pytest.raises(UserError, match=r"Cut has no gradient in the view exact.*take the view straight_through"):
         gandefense.evaluate(**settings | {"restorers": [f"{__name__}.Cut"], "white_box": {**WHITE, "views": ["exact"]}})
     assert not Path(settings["output"]).exists()

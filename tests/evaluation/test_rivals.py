@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import gandefense
 from gandefense.attacks.suite import Attacked, AttackSpec
-from gandefense.evaluation import measurement, metrics
+from gandefense.evaluation import metrics, work
 from gandefense.evaluation.cells import Cell, universal_key
 from gandefense.evaluation.records import Records
 from gandefense.weights_io import load_weights
@@ -46,13 +46,13 @@ def rows_of(results: dict[str, Any], restorer: str, threat: str) -> list[dict[st
 def test_jpeg_and_random_resize(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """In one table; what is random is noticed, averaged over and tried again, and the rest is not."""
     seen: list[tuple[str, int]] = []
-    real = measurement.attack
+    real = work.attack
 
     def watched(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, **more: Any) -> Attacked:
         seen.append((getattr(getattr(network, "defended", None), "name", "classifier"), spec.eot))
         return real(network, images, labels, spec, **more)
 
-    monkeypatch.setattr(measurement, "attack", watched)
+    monkeypatch.setattr(work, "attack", watched)
     white = {"views": ["straight_through", "exact"], "attacks": [{"attack": "pgd", "eps": EPS, "steps": 2, "eot": 3}]}
     results = gandefense.evaluate(**settings, restorers=["jpeg", RANDOM], white_box=white, resubmissions=4)
     assert results["randomised"] == {"none": False, "jpeg": False, RANDOM: True}
@@ -88,7 +88,7 @@ def test_the_universal_attack_is_one_perturbation_for_all_test_images(
 ) -> None:
     fitted: list[int] = []
     added: dict[str, list[Tensor]] = {}
-    fit, add = measurement.universal_perturbation, measurement.attack
+    fit, add = work.universal_perturbation, work.attack
 
     def watched_fit(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, **more: Any) -> Tensor:
         fitted.append(len(images))
@@ -100,8 +100,8 @@ def test_the_universal_attack_is_one_perturbation_for_all_test_images(
         added.setdefault(getattr(network, "name", "classifier"), []).append(more["perturbation"])
         return attacked
 
-    monkeypatch.setattr(measurement, "universal_perturbation", watched_fit)
-    monkeypatch.setattr(measurement, "attack", watched_attack)
+    monkeypatch.setattr(work, "universal_perturbation", watched_fit)
+    monkeypatch.setattr(work, "attack", watched_attack)
     entry = {"attack": "universal", "eps": EPS, "steps": 5}
     asked = {**settings, "gray_box": [entry], "white_box": {"views": ["exact"], "attacks": [entry]}, "restorers": ["mean"]}
     results = gandefense.evaluate(**asked)
@@ -125,7 +125,7 @@ def test_the_perturbations_of_a_resumed_evaluation_are_those_on_record(
     asked = {**settings, "gray_box": [entry], "restorers": ["mean"], "white_box": NOTHING}
     whole = gandefense.evaluate(**asked)
     (Path(settings["output"]) / "results.json").unlink()
-    monkeypatch.setattr(measurement, "universal_perturbation", None)  # calling it would fail
+    monkeypatch.setattr(work, "universal_perturbation", None)  # calling it would fail
     assert gandefense.evaluate(**asked)["rows"] == whole["rows"]
 
 

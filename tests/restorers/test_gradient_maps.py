@@ -189,3 +189,14 @@ def test_relus_are_back_after_an_exception(classifier: nn.Sequential, images: Te
         assert not torch.equal(classifier(images), logits)
         raise ZeroDivisionError
     assert torch.equal(classifier(images), logits)
+
+
+def test_a_confident_images_own_gradient_is_not_rounding_error() -> None:
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 4))
+    with torch.no_grad():
+        classifier[1].bias += torch.tensor([18.0, 0.0, 0.0, 0.0])  # 1 − p is about 1e-8, below what float32 tells from 1
+    images = torch.rand(2, 3, 4, 4)
+    wanted = loss_gradients(classifier.double(), images.double())
+    found = loss_gradients(classifier.float(), images)
+    assert 0 < wanted[:, 0].abs().max() < 1e-7
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-13)

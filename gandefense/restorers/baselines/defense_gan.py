@@ -22,6 +22,22 @@ from gandefense.restorers.trn import removed
 from gandefense.weights_io import check_sizes, finite_number, rebuild
 
 
+def he_initialisation(network: nn.Module) -> None:
+    """Start layers so that ReLUs keep a signal's size (He et al. 2015), as the authors do; torch's own start is a grey image.
+
+    Of a transposed convolution's kernel only one number in stride² meets each output pixel, which torch does not count.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.ConvTranspose2d):
+            inputs = layer.in_channels * math.prod(layer.kernel_size) / math.prod(layer.stride)
+        elif isinstance(layer, (nn.Conv2d, nn.Linear)):
+            inputs = layer.weight[0].numel()
+        else:
+            continue
+        nn.init.normal_(layer.weight, std=math.sqrt(2 / inputs))
+        nn.init.zeros_(layer.bias)
+
+
 class ImageGenerator(nn.Module):
     """A linear layer and three transposed convolutions with ReLU: latents (B, latent) → images (B, C, size, size) in [0, 1].
 
@@ -45,6 +61,7 @@ class ImageGenerator(nn.Module):
             *(nn.ReLU(), nn.ConvTranspose2d(2 * width, width, 5, stride=2, padding=2, output_padding=1)),
             *(nn.ReLU(), nn.ConvTranspose2d(width, channels, 5, stride=2, padding=2, output_padding=1), nn.Sigmoid()),
         )
+        he_initialisation(self)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents (B, latent), standard normal in training → images (B, C, size, size) in [0, 1]."""

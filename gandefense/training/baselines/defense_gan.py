@@ -16,7 +16,7 @@ from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import batch_indices, tensor_hash, to_float
 from gandefense.precision import autocast
-from gandefense.restorers.baselines.defense_gan import DefenseGANRestorer, ImageGenerator, LatentSearch
+from gandefense.restorers.baselines.defense_gan import DefenseGANRestorer, ImageGenerator, LatentSearch, he_initialisation
 from gandefense.training.baselines.looking import grid, score_threshold
 from gandefense.training.run import Run, check_finite, check_settings, open_run
 from gandefense.training.state import (
@@ -98,6 +98,7 @@ class Critic(nn.Module):
             *(nn.Conv2d(2 * width, 4 * width, 5, stride=2, padding=2), nn.LeakyReLU(0.2)),
         )
         self.score = nn.Linear(4 * width * (-(-size // 8)) ** 2, 1)
+        he_initialisation(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores; higher means more like a real image."""

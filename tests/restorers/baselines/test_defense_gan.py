@@ -24,13 +24,10 @@ SHAPE = {"channels": 3, "size": 8, "latent": 6, "width": 4}
 
 
 def _generator() -> ImageGenerator:
-    """A generator whose images differ visibly with the latents."""
+    """A generator with weights of its own, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         generator = ImageGenerator(**SHAPE)
-        for parameter in generator.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=2.0 / parameter[0].numel() ** 0.5)
     return generator.eval().requires_grad_(False)
 
 
@@ -184,6 +181,14 @@ def test_the_generators_shape_and_range(channels: int, size: int) -> None:
     made = ImageGenerator(channels=channels, size=size, latent=5, width=2)(torch.randn(2, 5) * 100)
     assert made.shape == (2, channels, size, size)
     assert made.min() >= 0 and made.max() <= 1
+
+
+def test_at_the_start_layers_keep_a_signals_size() -> None:
+    torch.manual_seed(0)
+    generator = ImageGenerator(channels=3, size=32, latent=64, width=32)
+    before_sigmoid = generator.layers[:-1](generator.expand(torch.randn(16, 64)).view(-1, *generator.start))
+    assert 0.5 < before_sigmoid.std() < 3
+    assert generator(torch.randn(16, 64)).std() > 0.1, "not grey"
 
 
 def test_images_of_another_size_are_refused() -> None:
