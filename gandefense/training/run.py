@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-import pickle
 import platform
 import re
 import time
-import warnings
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +27,9 @@ from gandefense.files import (
     print_interval,
     remove_leftovers,
     storing,
-    write_atomically,
     write_text,
 )
+from gandefense.training import checkpoint
 from gandefense.training.state import Means, random_states, require, restore_random_states
 from gandefense.training.stopping import StopRequest
 from gandefense.weights_io import save_weights
@@ -49,10 +46,6 @@ def versions() -> dict[str, str]:
         "kornia": kornia.__version__,
         "foolbox": foolbox.__version__,
     }
-
-
-def _state(part: Any) -> Any:
-    return part.state_dict() if hasattr(part, "state_dict") else part
 
 
 NOT_FINITE = "its last checkpoint is whole: start again with a lower learning rate or run.precision=float32"
@@ -170,31 +163,8 @@ class Run:
         self.parts = parts
         path = self.folder / "checkpoint.pt"
         if path.is_file():
-            try:
-                with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
-                    if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                        raise ValueError("it is compressed")  # and may be of any size; ours never are
-                    if (damaged := archive.testzip()) is not None:
-                        raise ValueError(f"wrong checksum of {damaged}")
-                with warnings.catch_warnings():  # torch's remarks on a foreign file help nobody
-                    warnings.simplefilter("ignore")
-                    saved = torch.load(path, map_location="cpu", weights_only=True)
-                if saved["kind"] != self.kind or set(saved["parts"]) != set(parts):
-                    raise KeyError("parts")
-                if type(saved["step"]) is not int or saved["step"] < 0 or not isinstance(saved["extra"], dict):
-                    raise KeyError("step")
-                for name, part in parts.items():
-                    part.load_state_dict(saved["parts"][name])
-                self.step, self.extra = saved["step"], saved["extra"]
-                self._saved = self.step
-                restore_random_states(saved["random"])
-            except Exception as error:  # torch.load fails in many ways on a damaged file
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                if isinstance(error, pickle.UnpicklingError):  # torch would advise to load it with the code in it
-                    reason = "it does not hold tensors and plain values alone"
-                raise UserError(
-                    f"{path} is damaged or of another run ({reason[:150]}); move it away to start this run from step 0"
-                ) from None
+            self.step, self.extra = checkpoint.read(path, self.kind, parts)
+            self._saved = self.step
         self._check_agreement()
         if distributed.is_first():
             self._cut_log()
@@ -309,20 +279,7 @@ class Run:
             tensors = part.state_dict().values() if isinstance(part, torch.nn.Module) else ()
             if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()):
                 raise UserError(f"weights of {name} are no longer finite at step {self.step} of {self.folder}; {NOT_FINITE}")
-        state = {
-            "kind": self.kind,
-            "config": self.config,
-            "parts": {name: _state(part) for name, part in self.parts.items()},
-            "step": self.step,
-            "extra": self.extra,
-            "random": random_states(),
-        }
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:  # given the path, torch would not tell why it could not write
-                torch.save(state, file)
-
-        write_atomically(self.folder / "checkpoint.pt", write)
+        checkpoint.write(self.folder / "checkpoint.pt", self.kind, self.config, self.parts, self.step, self.extra)
         self._saved = self.step
 
     def checkpoint_due(self) -> bool:
