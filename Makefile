@@ -12,17 +12,19 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help env demo test lint clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
 	@echo "GANDEFENSE_DATA=FOLDER names the data folder; PYTHON=PATH the Python (3.11 or newer) that makes .venv"
 
+env: $(STAMP)  ## the environment alone, in .venv; the other targets make it too
+
 demo: $(STAMP)  ## a short real training, then both defences measured on real CIFAR-10 images
 	@$(RUN) tools/demo.py
 
-test: $(STAMP)  ## the whole test suite; PYTEST_ADDOPTS="-m 'not slow'" leaves out the slow ones
-	@$(RUN) -m pytest
+test: $(STAMP)  ## the whole test suite, a process per core (at most 4); PYTEST_ADDOPTS="-m 'not slow'" leaves out the slow ones
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)  ## style: ruff's rules and its formatting
 	@$(VENV)/bin/python -m ruff check .

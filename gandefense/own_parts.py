@@ -75,7 +75,7 @@ def resolve(name: str) -> Any:
             if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
                 raise  # the module is there, but something that it imports is not
             raise UserError(
-                f"no module {error.name} in {os.getcwd()} or among the installed packages, "
+                f"no module {error.name} in {os.getcwd()} on PYTHONPATH or among the installed packages, "
                 "nor is it a shipped network, a run folder or a .safetensors file"
             ) from None
         try:

@@ -53,6 +53,7 @@ SHORTER: dict[str, str] = {
     "tools/train_gan.py": f"{TINY_TRAINING} distil.steps=1 distil.batch_size=4 network.width=8 network.discriminator_width=8",
     "tools/evaluate.py": f"data.limit=2 batch_size=2 validation_images=2 images=1 cost_batch_size=1 overwrite=true {FEW_ATTACKS}",
     "tools/calibrate.py": "limit=1",
+    "docs/examples/imagenet_cost.py": "",
     "tools/example_pictures.py": "images=1 folder=runs/pictures",
     "tools/restore_images.py": "--overwrite",
     "tools/publish.py": "",

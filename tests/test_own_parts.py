@@ -207,7 +207,9 @@ def test_a_restorer_alone_does_not_load(module: Callable, attribute: str) -> Non
 def test_a_module_that_is_not_there_says_where_was_looked(module: Callable, tmp_path: Path, name: str) -> None:
     module("")
     for look in (gandefense.load, zoo.describe, zoo.load_classifier, zoo.find, zoo.content_hash):
-        with pytest.raises(UserError, match=f"^{name}: no module .* in {tmp_path} or among the installed packages, nor is it a"):
+        with pytest.raises(
+            UserError, match=f"^{name}: no module .* in {tmp_path} on PYTHONPATH or among the installed packages, nor is it a"
+        ):
             look(name)
 
 

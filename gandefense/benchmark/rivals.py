@@ -1,4 +1,4 @@
-"""What other purifiers cost: a diffusion model's U-Net and a latent search, with random weights, for their cost alone."""
+"""What a diffusion purifier costs: its U-Net with random weights, for the cost alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 DIFFUSION_STEPS = 100  # U-Net evaluations an image: DiffPure's on CIFAR-10, t* = 0.1 of 1,000 steps (Nie et al. 2022)
-SEARCH_STEPS, SEARCH_RESTARTS = 200, 10  # of Defense-GAN's latent search, L and R (Samangouei et al. 2018)
-LATENT = 128  # numbers that an image is generated from
 
 
 class ResidualBlock(nn.Module):
@@ -106,41 +104,3 @@ def _through(block: nn.ModuleList, x: Tensor, time: Tensor) -> Tensor:
     for layer in block:
         x = layer(x, time) if isinstance(layer, ResidualBlock) else layer(x)
     return x
-
-
-class LatentGenerator(nn.Module):
-    """A small convolutional generator, latent (B, 128) → images (B, C, 32, 32) in [0, 1], of the size that Defense-GAN uses."""
-
-    def __init__(self, *, channels: int = 3) -> None:
-        super().__init__()
-        self.expand = nn.Linear(LATENT, 256 * 4 * 4)
-        self.layers = nn.Sequential(
-            *(nn.ReLU(), nn.ConvTranspose2d(256, 128, 5, stride=2, padding=2, output_padding=1)),
-            *(nn.ReLU(), nn.ConvTranspose2d(128, 64, 5, stride=2, padding=2, output_padding=1)),
-            *(nn.ReLU(), nn.ConvTranspose2d(64, channels, 5, stride=2, padding=2, output_padding=1), nn.Sigmoid()),
-        )
-
-    def forward(self, latent: Tensor) -> Tensor:
-        return self.layers(self.expand(latent).view(-1, 256, 4, 4))
-
-
-def search_latents(generator: nn.Module, images: Tensor, *, steps: int, restarts: int) -> Tensor:
-    """Defense-GAN's projection: gradient descent on ‖G(z) − x‖² from several starts; the nearest G(z) of each image.
-
-    Args:
-        generator: latent (B, 128) → images (B, C, 32, 32).
-        images: (B, C, 32, 32) in [0, 1].
-        steps: of gradient descent with momentum.
-        restarts: random starts of every image.
-    """
-    goals = images.repeat_interleave(restarts, dim=0)
-    latents = torch.randn(len(goals), LATENT, device=images.device, requires_grad=True)
-    optimiser = torch.optim.SGD([latents], lr=0.01, momentum=0.7)
-    for _ in range(steps):
-        error = (generator(latents) - goals).square().sum()
-        (latents.grad,) = torch.autograd.grad(error, latents)
-        optimiser.step()
-    with torch.no_grad():
-        found = generator(latents)
-        errors = (found - goals).square().flatten(1).sum(1).view(-1, restarts)
-        return found.view(-1, restarts, *images.shape[1:])[torch.arange(len(images)), errors.argmin(1)]

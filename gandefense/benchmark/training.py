@@ -33,6 +33,11 @@ from gandefense.training.trn import TRNConfig
 from gandefense.zoo import describe
 
 PART = "training"
+OMITTED = {  # what a step of the training loop does and the one measured here does not
+    "TRN": "",
+    "GAN": "left out: sparsity loss, class ramp, replay, update of the code's bias, a student of its own (the defended classifier "
+    "stands in), R1 penalty, leaving clean images out of the fakes, learning rate's schedule, sums for the log",
+}
 MATMUL = {"cuda": 8192, "cpu": 1024}  # size of the square matrices whose product sets the peak
 
 
@@ -116,7 +121,7 @@ def trn_step(subjects: Subjects, cached: Cached, precision: str, network_options
 
 
 def gan_step(subjects: Subjects, cached: Cached, precision: str, network_options: dict) -> Callable[[Stages], None]:
-    """One step of gandefense.training.gan's second phase on cached rows, stage by stage, without R1 and replay."""
+    """One step of gandefense.training.gan's second phase on cached rows, stage by stage, without what OMITTED names."""
     device, classifier, options, weights = subjects.device, subjects.classifier, GANConfig().train, GANConfig().loss
     networks = GANNetworks(**network_options).to(device, memory_format=torch.channels_last)
     size = {"channels": network_options["channels"], "size": network_options["size"]}
@@ -204,11 +209,12 @@ def measure(subjects: Subjects, effort: Effort, names: tuple[str, str], precisio
         for kind, found in stages.items():
             whole = times[kind]
             done = whole.combined(lambda value, kind=kind: operations[kind] / value)
+            speed = f"{operations[kind] / whole.median / 1e9:.0f} of {peak.median / 1e9:.0f} GFLOP/s"
             rows.append(
                 Row(
                     *(PART, f"{kind} step, {precision}", whole.median, count, done.ratio(peak)),
                     ratio_to=f"operations/s of a matrix product of {size}",
-                    note=f"{operations[kind] / whole.median / 1e9:.0f} of {peak.median / 1e9:.0f} GFLOP/s",
+                    note="; ".join(filter(None, (speed, OMITTED[kind]))),
                 )
             )
             for stage, values in found.seconds.items():

@@ -83,6 +83,8 @@ def white_above_gray(restorer: str, white: Figure | None, gray: Figure | None) -
     said = f"{restorer} keeps {knowing} under the white_box attacks and {ignoring} under the gray_box ones"
     if white["accuracy"] > gray["accuracy"]:
         return finding(name, True, f"{said}: the white_box attacks were the weaker ones, so their figure is no bound.")
+    if white["accuracy"] == gray["accuracy"]:
+        return finding(name, False, f"{said}: on these images knowing the defence made no difference to the attacker.")
     return finding(name, False, f"{said}: knowing the defence helps the attacker, as it should.")
 
 

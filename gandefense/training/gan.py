@@ -31,6 +31,7 @@ from gandefense.training.state import (
     Means,
     choose_device,
     exponential_average,
+    readable,
     require,
     seed_everything,
     warm_cosine,
@@ -360,7 +361,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
             card |= {"distilled_from": config.classifier, "config": {"distil": asdict(config.distil)}}
             save_weights(run.folder / "student.safetensors", student.state_dict(), card)
             path = run.finish(average.module.state_dict(), metadata)
-            print(f"{measured}; weights: {path}")
+            print(f"{readable(measured)}; weights: {path}")
         distributed.barrier()
         return run.folder / "model.safetensors"
 

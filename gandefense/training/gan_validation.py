@@ -57,4 +57,4 @@ def grids(run: Run, restorer: GANRestorer, attacked: AttackedSet, images: datase
     for name, batch in {"attacked": attacked.rows(rows), "gaussian_0.3": (clean + 0.15 * noise).clamp(0, 1)}.items():
         made = restorer(batch.to(device)).maps
         rounds = [made[f"round_{number + 1}"] for number in range(restorer.rounds)]
-        run.grid(f"validation/{name}", [clean, batch, made["sparsity"], made["cleaned"], *rounds, made["residual"] * 5 + 0.5])
+        run.grid(f"pictures/{name}", [clean, batch, made["sparsity"], made["cleaned"], *rounds, made["residual"] * 5 + 0.5])

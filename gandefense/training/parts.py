@@ -86,10 +86,9 @@ class Part:
             whole: how many rows are drawn for; None: the batch.
         """
         rows, whole = self.rows if rows is None else rows, self.batch if whole is None else whole
-        if len(rows) == whole:  # nothing to cut
-            yield
-            return
-        with self._repeats.as_the_first_piece(self) if self._repeats else nullcontext(), _DrawnWhole(rows, whole):
+        # Even a piece that has all rows must leave the generator where the other pieces expect it.
+        repeated = self._repeats.as_the_first_piece(self) if self._repeats else nullcontext()
+        with repeated, nullcontext() if len(rows) == whole else _DrawnWhole(rows, whole):
             yield
 
 

@@ -139,3 +139,10 @@ class Means:
         means = {f"{prefix}{name}": (total / self.steps).item() for name, total in self.totals().items()}
         self.sums, self.steps = {}, 0
         return means
+
+
+def readable(measured: dict[str, float]) -> str:
+    """Validation figures as a line for people: "validation: clean 0.912, flagged clean 0.050"."""
+    return "validation: " + ", ".join(
+        f"{name.removeprefix('validation/').replace('_', ' ')} {value:.3f}" for name, value in measured.items()
+    )

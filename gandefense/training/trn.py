@@ -27,6 +27,7 @@ from gandefense.training.state import (
     Means,
     choose_device,
     exponential_average,
+    readable,
     require,
     seed_everything,
     warm_cosine,
@@ -220,7 +221,7 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
                 "measured": validate(restorer, classifier, held_out, validation, device),
             }
             path = run.finish(average.module.state_dict(), metadata)
-            print(f"{metadata['measured']}; weights: {path}")
+            print(f"{readable(metadata['measured'])}; weights: {path}")
         distributed.barrier()
         return run.folder / "model.safetensors"
 

@@ -181,7 +181,13 @@ def finish(what: str, place: Path, recipe: Path) -> dict[str, float]:
             time.sleep(0.01)
     if process.returncode:
         raise UserError(f"{what} in {place} ended with status {process.returncode}; see {place / 'output'}")
-    return {**seen, "end": time.monotonic() - begun}
+    end = time.monotonic() - begun
+    # A stage that passed between two looks is known by its files, and ended with the run at the latest.
+    missed = [name for name in STAGES[what] if name not in MOMENTARY and name not in seen]
+    unreached = [name for name in missed if not STAGES[what][name](place)]
+    if unreached:
+        raise UserError(f"{what} in {place} ended without {', '.join(unreached)}; see {place / 'output'}")
+    return {**seen, **dict.fromkeys(missed, end), "end": end}
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

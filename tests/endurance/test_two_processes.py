@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from gandefense.data.batches import Images
 from gandefense.errors import UserError
 from gandefense.files import LOCK, locked
 from tests.helpers.networks import small_cnn
+
+LONG = 120  # seconds that one waits for the other on the slowest machine
 
 
 @pytest.mark.parametrize("tool_name", ["train_classifier", "evaluate"])
@@ -45,26 +46,38 @@ def test_a_cache_is_built_once_by_two(
     monkeypatch.setattr(cache, "CHUNK", 4)
     images = Images((torch.rand(10, 3, 6, 6) * 255).byte(), torch.arange(10) % 4, torch.arange(10))
     config = AttackedSetConfig(rows=24, attacks=["fgsm"], budgets=[8 / 255], precision="float32")
-    made, begun, real = [], threading.Event(), cache.attack
+    made, begun, met = [], threading.Event(), threading.Event()
+    real_attack, real_lock = cache.attack, fcntl.flock
 
     def slow(*words: object, **options: object) -> object:
         made.append(threading.current_thread().name)
         begun.set()
-        time.sleep(0.03)
-        return real(*words, **options)
+        if made[-1] == "second":
+            met.set()  # it should not be here: let the first go on, and fail below
+        assert met.wait(LONG), "the second never came to the lock"
+        return real_attack(*words, **options)
+
+    def watched(handle: int, how: int) -> None:
+        try:
+            real_lock(handle, how)
+        except BlockingIOError:
+            met.set()
+            raise
 
     monkeypatch.setattr(cache, "attack", slow)
+    monkeypatch.setattr(fcntl, "flock", watched)
 
     def make() -> None:
         sets.append(attacked_set(small_cnn(nn.ReLU), images, config, device=torch.device("cpu"), root=str(tmp_path)))
 
     sets: list[cache.AttackedSet] = []
-    threads = [threading.Thread(target=make, name=name) for name in ("first", "second")]
+    threads = [threading.Thread(target=make, name=name, daemon=True) for name in ("first", "second")]
     threads[0].start()
-    assert begun.wait(20)
+    assert begun.wait(LONG)
     threads[1].start()
     for thread in threads:
-        thread.join()
+        thread.join(LONG)
+        assert not thread.is_alive()
     assert made == ["first"] * 6
     assert len(sets) == 2 and torch.equal(sets[0].rows(torch.arange(24)), sets[1].rows(torch.arange(24)))
     assert "waiting for another process that is at work in" in capsys.readouterr().err

@@ -52,6 +52,7 @@ FOUND = [
     (checks.one_step_beats_many("x", figure(490), figure(500)), False, "as they should"),
     (checks.white_above_gray("trn", figure(501), figure(500)), True, "no bound"),
     (checks.white_above_gray("trn", figure(400), figure(500)), False, "helps the attacker"),
+    (checks.white_above_gray("trn", figure(500), figure(500)), False, "made no difference"),
     (checks.white_above_gray("trn", figure(400), None), False, "not compared"),
     (checks.black_beats_white("trn", figure(100), figure(200)), True, "gradients are masked"),
     (checks.black_beats_white("trn", figure(198), figure(200)), False, "no more harm"),

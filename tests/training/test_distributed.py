@@ -305,6 +305,31 @@ def test_pieces_draw_the_same_batch_once() -> None:
     assert torch.equal(torch.rand(1), after)
 
 
+@pytest.mark.parametrize("holder", [0, 1])
+def test_a_piece_may_hold_all_the_rows_that_are_drawn_for(holder: int) -> None:
+    torch.manual_seed(5)
+    whole, after = torch.rand(3, 2), torch.rand(1)
+    torch.manual_seed(5)
+    for number, piece in enumerate(parts(8, 2, CPU)):
+        rows = torch.arange(3) if number == holder else torch.arange(0)
+        with piece.drawing(rows, 3):
+            assert torch.equal(torch.rand(len(rows), 2), whole[rows])
+    assert torch.equal(torch.rand(1), after)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4])
+def test_a_students_step_in_pieces_is_the_step_of_the_batch(accumulate: int) -> None:
+    teacher, student = small_cnn(torch.nn.Tanh).double(), small_cnn(torch.nn.Tanh, seed=1).double()
+    clean = torch.rand(16, 3, 6, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(3)
+    whole, after = student_step(StudentConfig(), student, teacher, clean), torch.rand(1)
+    torch.manual_seed(3)
+    pieces = parts(16, accumulate, CPU)
+    found = sum(part.share * student_step(StudentConfig(), student, teacher, clean[part.rows], part) for part in pieces)
+    assert found.item() == pytest.approx(whole.item(), rel=1e-5)
+    assert torch.equal(torch.rand(1), after)
+
+
 def test_a_students_step_in_parts_is_the_step_of_the_batch() -> None:
     teacher, student = small_cnn(torch.nn.Tanh).double(), small_cnn(torch.nn.Tanh, seed=1).double()
     clean = torch.rand(11, 3, 6, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last)

@@ -28,6 +28,7 @@ from gandefense.training.state import (
     Means,
     choose_device,
     exponential_average,
+    readable,
     require,
     seed_everything,
     warm_cosine,
@@ -194,5 +195,5 @@ def train(config: APEGANConfig) -> Path:
             "measured": validate(restorer, classifier, held_out, validation, device),
         }
         path = run.finish(average.module.state_dict(), metadata)
-        print(f"{metadata['measured']}; weights: {path}")
+        print(f"{readable(metadata['measured'])}; weights: {path}")
         return path

@@ -23,6 +23,7 @@ from gandefense.training.state import (
     Means,
     choose_device,
     exponential_average,
+    readable,
     require,
     seed_everything,
     warm_cosine,
@@ -260,5 +261,5 @@ def train(config: DefenseGANConfig) -> Path:
             "measured": measured,
         }
         path = run.finish(average.module.state_dict(), metadata)
-        print(f"{metadata['measured']}; weights: {path}")
+        print(f"{readable(metadata['measured'])}; weights: {path}")
         return path
