@@ -22,7 +22,8 @@ PART = "evaluation"
 
 def _flags_of_evaluate() -> AbstractContextManager[None]:
     """The settings of cuDNN that `evaluate` works under, which change the speed of convolutions."""
-    return torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False)
+    # Word for word as there, down to what is not named: torch then takes enabled=False.
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False, deterministic=True, benchmark=False)
 
 
 def measure(subjects: Subjects, config: BenchmarkConfig) -> list[Row]:

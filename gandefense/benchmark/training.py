@@ -34,9 +34,9 @@ from gandefense.zoo import describe
 
 PART = "training"
 OMITTED = {  # what a step of the training loop does and the one measured here does not
-    "TRN": "",
-    "GAN": "left out: sparsity loss, class ramp, replay, update of the code's bias, a student of its own (the defended classifier "
-    "stands in), R1 penalty, leaving clean images out of the fakes, learning rate's schedule, sums for the log",
+    "TRN": "left out: class ramp, learning rate's schedule, sums for the log",
+    "GAN": "left out: sparsity loss, class ramp, replay, update of the code's bias, a student of its own (the defended "
+    "classifier stands in), R1 penalty, leaving clean images out of the fakes, learning rate's schedule, sums for the log",
 }
 MATMUL = {"cuda": 8192, "cpu": 1024}  # size of the square matrices whose product sets the peak
 
@@ -214,7 +214,7 @@ def measure(subjects: Subjects, effort: Effort, names: tuple[str, str], precisio
                 Row(
                     *(PART, f"{kind} step, {precision}", whole.median, count, done.ratio(peak)),
                     ratio_to=f"operations/s of a matrix product of {size}",
-                    note="; ".join(filter(None, (speed, OMITTED[kind]))),
+                    note=f"{speed}; {OMITTED[kind]}",
                 )
             )
             for stage, values in found.seconds.items():

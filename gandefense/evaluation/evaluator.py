@@ -57,7 +57,10 @@ def evaluate(config: EvaluateConfig | str | Path | None = None, **settings: Any)
         with torch.random.fork_rng(devices=[]):  # networks are built with random weights before theirs are read
             measurement = Measurement(config, device)
         # CUDA convolutions would round to TF32 otherwise, and need not repeat themselves
-        with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False), measurement.opened():
+        with (
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False, deterministic=True, benchmark=False),
+            measurement.opened(),
+        ):
             Work(measurement).run()
             if distributed.rank() == 0:
                 _write(measurement, begun)

@@ -10,19 +10,29 @@ from typing import Any
 from gandefense import config as configuration
 from gandefense import zoo
 from gandefense.evaluation.evaluator import EvaluateConfig, evaluate
+from gandefense.evaluation.measurement import all_versions
+from gandefense.evaluation.records import code_hash
 from gandefense.evaluation.settings import resolve
+from gandefense.training.state import choose_device
 
 # What a folder is named after; the rest of a config changes neither images nor attacks nor networks.
 ASKED = ("data", "classifier", "restorers", "seed", "batch_size", "gray_box", "black_box", "white_box", "resubmissions")
 
 
 def folder_of(config: EvaluateConfig, parent: Path) -> Path:
-    """The folder of an evaluation: named after what is asked and the contents of the weights that are to be measured."""
+    """The folder of an evaluation: named after all that its figures depend on, so that only the same are used again.
+
+    That is what is asked, the contents of the weights, the package's source, the libraries' versions and the type of device.
+
+    Raises:
+        UserError: an unknown network or device.
+    """
     values = configuration.to_dict(config)
     asked: dict[str, Any] = {name: values[name] for name in ASKED}
     asked["data"] = {name: values["data"][name] for name in ("name", "file", "limit")}
     names = [config.classifier, *(name for name in config.restorers if name != "none")]
     asked["weights"] = {name: zoo.content_hash(name) for name in names}
+    asked |= {"code": code_hash(), "versions": all_versions(), "device": choose_device(config.device).type}
     return parent / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
 

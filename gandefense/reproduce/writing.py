@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -11,11 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from gandefense import config as configuration
+from gandefense.errors import UserError
 from gandefense.evaluation.measurement import all_versions
 from gandefense.evaluation.report_tables import markdown_table
 from gandefense.evaluation.tables import json_ready
 from gandefense.evaluation.wording import Table
 from gandefense.files import write_text
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder if need be; raises UserError where it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to the folder {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to the folder {folder}: it is read-only")
 
 
 def commit() -> str | None:

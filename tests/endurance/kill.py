@@ -217,7 +217,7 @@ def kill_at(what: str, place: Path, recipe: Path, stage: str, seconds: dict[str,
             while number + 1 < times and process.poll() is None and STAGES[what][stage](place):
                 time.sleep(0.0002)  # this one is let go
         later = [moment for name, moment in seconds.items() if name not in MOMENTARY and moment > seconds.get(stage, 0)]
-        length = 0.002 if momentary else min(later) - seconds[stage]
+        length = 0.002 if momentary else min(later, default=seconds[stage]) - seconds[stage]
         time.sleep(chance.uniform(0, length))
         alive = process.poll() is None
     if not alive and process.returncode:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from scipy import stats
 
+from gandefense import zoo
 from gandefense.errors import UserError
 from gandefense.evaluation import cost, metrics
-from gandefense.reproduce import rivals
+from gandefense.evaluation.settings import resolve
+from gandefense.reproduce import evaluations, rivals
 from gandefense.reproduce.rivals import RivalsConfig
 from tests.evaluation.conftest import Networks, networks  # noqa: F401  (a fixture)
 
@@ -47,16 +50,26 @@ def test_the_gain_of_the_blocks_is_a_paired_mean_with_students_interval() -> Non
         ("cifar10/gan", 0.02, True),
         ("cifar10/gan", 0.11, False),
         ("cifar10/classifier", 0.0, True),
-        ("cifar10/adversarial-small", 0.25, True),
-        ("cifar10/adversarial-small", 0.24, False),
+        ("cifar10/adversarial-small", 0.0, None),  # trained with one step of FGSM, of which nothing is expected
+        ("cifar10/adversarial-small", 0.5, None),
     ],
 )
-def test_facts_know_who_was_trained_on_attacked_images(name: str, worst: float, came_out: bool) -> None:
+def test_facts_know_who_was_trained_on_attacked_images(name: str, worst: float, came_out: bool | None) -> None:
     is_restorer = name == "cifar10/gan"
     restorers = [{"name": name, "white_box_worst": _figure(worst)}] if is_restorer else []
     classifiers = [] if is_restorer else [{"name": name, "autoattack": _figure(worst)}]
     (fact,) = rivals.facts(restorers, classifiers)
     assert (fact["worst_case"], fact["came_out"]) == (worst, came_out)
+    assert fact["expected"] == ("none" if came_out is None else "at most 10 %")
+    assert rivals.facts_table([fact]).rows[0][-1] == {True: "yes", False: "NO", None: "–"}[came_out]
+
+
+@pytest.mark.parametrize("training", ["pgd", "trades", "alp"])
+@pytest.mark.parametrize(("worst", "came_out"), [(0.25, True), (0.24, False)])
+def test_robust_trainings_keep_something(monkeypatch: pytest.MonkeyPatch, training: str, worst: float, came_out: bool) -> None:
+    monkeypatch.setattr(zoo, "describe", lambda _: {"kind": "classifier", "adversarial": training})
+    (fact,) = rivals.facts([], [{"name": "cifar10/x", "autoattack": _figure(worst)}])
+    assert (fact["expected"], fact["came_out"]) == ("at least 25 %", came_out)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +83,28 @@ def test_facts_know_who_was_trained_on_attacked_images(name: str, worst: float, 
 def test_a_mistake_is_found_before_any_work(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         rivals.check(RivalsConfig(**changes))
+
+
+@pytest.mark.parametrize("which", ["results", "folder"])
+def test_a_folder_that_is_a_file_is_found_before_any_work(which: str, tmp_path: Path) -> None:
+    folders = {"results": str(tmp_path / "results"), "folder": str(tmp_path / "runs")}
+    Path(folders[which]).write_text("a file", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot write to the folder"):
+        rivals.check(RivalsConfig(**folders))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("code_hash", "other code"), ("all_versions", {"torch": "0"}), ("choose_device", torch.device("cuda"))],
+)
+def test_what_other_code_libraries_or_devices_measured_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: Any
+) -> None:
+    config = resolve(None, rivals.classifier_settings(RivalsConfig(device="cpu"), "cifar10/classifier"))
+    before = evaluations.folder_of(config, tmp_path)
+    assert evaluations.folder_of(config, tmp_path) == before
+    monkeypatch.setattr(evaluations, name, lambda *_: value)
+    assert evaluations.folder_of(config, tmp_path) != before
 
 
 def test_the_tool_measures_writes_and_uses_again(
@@ -105,6 +140,8 @@ def test_the_tool_measures_writes_and_uses_again(
     (alone,) = made["classifiers"]
     assert alone["autoattack"]["accuracy"] <= alone["apgd"]["accuracy"] <= alone["pgd"]["accuracy"] <= alone["clean"]["accuracy"]
     assert alone["clean"]["n"] == 6
+    assert len(made["evaluations"]) == 2 and not any("config" in each for each in made["evaluations"])
+    assert networks.trn in made["evaluations"][0]["weights"] and made["evaluations"][1]["versions"]
     page = (tmp_path / "results" / "rivals.md").read_text(encoding="utf-8")
     assert "## Restorers" in page and "| none (classifier alone) |" in page and made["made"]["command"] in page
     again = tool("reproduce", *words)

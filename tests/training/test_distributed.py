@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -83,15 +83,9 @@ def recipes(_small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield {kind: folder / f"{kind}.yaml" for kind in RECIPES}
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def _command(count: int, kind: str, *words: object) -> list[str]:
-    several = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", str(_free_port())]
-    tool = ["-m", "tests.helpers.with_small_cifar10", f"tools/train_{kind}.py"]
+def _command(count: int, kind: str, *words: object, helper: str = "with_small_cifar10") -> list[str]:
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]  # at a port of its own choice
+    tool = ["-m", f"tests.helpers.{helper}", f"tools/train_{kind}.py"]
     return [*(several if count > 1 else []), *tool, *map(str, words)]
 
 
@@ -146,13 +140,23 @@ def test_a_process_that_dies_ends_the_run_which_goes_on_by_two_or_by_one(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GANDEFENSE_DATA": str(_small_root)}
     for rank, count in ((1, 2), (0, 1)):  # which process dies, and how many go on
         folder = tmp_path / f"without {rank}" / "00000-run"
-        words = _command(2, "trn", *long, f"run.folder={folder.parent}")
+        words = _command(2, "trn", *long, f"run.folder={folder.parent}", helper="stopping_at_checkpoint")
         process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 200
-        while not (folder / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        os.kill(_child(process.pid, rank), signal.SIGKILL)
-        _, told = process.communicate(timeout=100)
+        try:
+            # The first process stops after its first checkpoint, and the other waits for it in the next step.
+            deadline, first = time.monotonic() + 200, None
+            while process.poll() is None and (first is None or _state(first) != "T"):
+                assert time.monotonic() < deadline, "no checkpoint"
+                time.sleep(0.01)
+                first = _child(process.pid, 0) if (folder / "checkpoint.pt").exists() else None
+            assert first is not None and process.poll() is None, "the run ended before its first checkpoint"
+            os.kill(_child(process.pid, rank), signal.SIGKILL)
+            if rank != 0:
+                os.kill(first, signal.SIGCONT)
+            _, told = process.communicate(timeout=200)
+        finally:
+            if process.poll() is None:
+                _end(process)
         assert process.returncode != 0
         assert told.count(f"error: {LOST}; go on with resume={folder}\n") == 1, told
         assert told.count("Traceback") == 1, "torchrun's own"
@@ -166,6 +170,20 @@ def test_a_process_that_dies_ends_the_run_which_goes_on_by_two_or_by_one(
                 assert torch.equal(first[name], second[name]), "by two again: bit for bit"
             else:
                 assert (first[name] - second[name]).norm() < 0.05 * first[name].norm()
+
+
+def _state(number: int) -> str:
+    """A process's state: R running, S sleeping, T stopped …"""
+    return (Path("/proc") / str(number) / "stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill torchrun and what it started, of which one may be stopped."""
+    for rank in (0, 1):
+        with suppress(AssertionError, ProcessLookupError):
+            os.kill(_child(process.pid, rank), signal.SIGKILL)
+    process.kill()
+    process.communicate()
 
 
 def _child(agent: int, rank: int) -> int:
@@ -212,7 +230,8 @@ def test_accumulated_gradients_train_as_whole_batches_do(
 def _normalise(rank: int, port: int, folder: str) -> None:
     """What one of two processes does in the test below."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # The store is the test's, as torchrun's is torchrun's: no port is given back and taken again.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     with distributed.processes(CPU) as device:
         network, images = _normalised()
         network = synchronised(network, device)
@@ -242,7 +261,8 @@ def _normalised() -> tuple[nn.Module, Tensor]:
 
 @pytest.mark.slow
 def test_batch_norm_over_two_processes_is_that_of_the_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_normalise, args=(_free_port(), str(tmp_path)), nprocs=2)
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.spawn(_normalise, args=(store.port, str(tmp_path)), nprocs=2)
     network, images = _normalised()
     network(images).square().flatten(1).sum(1).mean().backward()
     expected = {name: parameter.grad for name, parameter in network.named_parameters()} | dict(network.named_buffers())

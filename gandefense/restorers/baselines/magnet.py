@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gandefense.errors import UserError
 from gandefense.restorers.base import Restoration, Restorer
-from gandefense.weights_io import rebuild
+from gandefense.weights_io import finite_number, rebuild
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 
@@ -170,14 +170,17 @@ class MagNetRestorer(Restorer):
 
 
 def check_detectors(detectors: list[DetectorConfig], autoencoders: int) -> None:
-    """Raise UserError unless every detector is of a known kind and reads one of the autoencoders."""
+    """Raise UserError unless every detector is of a known kind and reads one of the autoencoders; any types may be given."""
     if not detectors:
         raise UserError("MagNet needs at least one detector")
     for detector in detectors:
-        if detector.kind not in MARKS:
+        if not isinstance(detector.kind, str) or detector.kind not in MARKS:
             raise UserError(f"unknown detector {detector.kind!r}; known: {', '.join(MARKS)}")
-        if not 0 <= detector.autoencoder < autoencoders:
-            raise UserError(f"a detector reads autoencoder {detector.autoencoder}, but they go from 0 to {autoencoders - 1}")
+        counted = isinstance(detector.autoencoder, int) and not isinstance(detector.autoencoder, bool)
+        if not counted or not 0 <= detector.autoencoder < autoencoders:
+            raise UserError(f"a detector reads autoencoder {detector.autoencoder!r}, but they go from 0 to {autoencoders - 1}")
+        for name in ("temperature", "drop_rate"):
+            finite_number(getattr(detector, name), f"detector's {name}", source="MagNet")
         if not (detector.temperature > 0 and 0 <= detector.drop_rate < 1):
             raise UserError(
                 "a detector's temperature is above 0 and its drop_rate from 0 to below 1, "
@@ -196,8 +199,11 @@ def from_weights(tensors: dict[str, Tensor], description: dict[str, Any], classi
     """A restorer from the contents of a weights file; raises UserError when they do not fit together."""
     try:
         detectors = [DetectorConfig(**detector) for detector in description["detectors"]]
-        thresholds = [float(threshold) for threshold in description["thresholds"]]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        thresholds = [finite_number(value, "threshold", source=source, infinite=True) for value in description["thresholds"]]
+    except (KeyError, TypeError) as error:
         raise UserError(f"{source}: its description of the network is incomplete ({error})") from None
     autoencoders = rebuild(build_autoencoders, description.get("network"), tensors, source=source)
-    return MagNetRestorer(autoencoders, classifier, detectors, thresholds)
+    try:
+        return MagNetRestorer(autoencoders, classifier, detectors, thresholds)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None

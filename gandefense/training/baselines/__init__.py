@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from gandefense import config as configuration
 from gandefense.errors import UserError
 from gandefense.training.baselines import ape_gan, ddsa, defense_gan, denoiser, lad, magnet
 from gandefense.training.run import Run
@@ -25,15 +26,16 @@ BASELINES: dict[str, tuple[type, Callable[[Any], Path]]] = {
 
 
 def chosen(path: str | Path) -> str:
-    """The baseline that a config file names; raises UserError when it names none, or an unknown one."""
+    """The baseline that a config file names; raises UserError when it names none or an unknown one, or is not readable."""
     known = ", ".join(BASELINES)
+    if not Path(path).is_file():
+        raise UserError(f"config file not found: {path}")
+    configuration.check_file(Path(path))
     try:
         name = OmegaConf.to_container(OmegaConf.load(path))["baseline"]
-    except FileNotFoundError:
-        raise UserError(f"config file not found: {path}") from None
     except Exception:  # YAML errors of many types, and files that hold something else
         raise UserError(f"{path} needs a line 'baseline: NAME'; known: {known}") from None
-    if name not in BASELINES:
+    if not isinstance(name, str) or name not in BASELINES:
         raise UserError(f"{path}: unknown baseline {name!r}; known: {known}")
     return name
 

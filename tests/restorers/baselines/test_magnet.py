@@ -195,6 +195,13 @@ def test_a_file_gives_the_same_restorer_again(images: Tensor) -> None:
         ([DetectorConfig("l1", 2)], None, "reads autoencoder 2, but they go from 0 to 1"),
         ([DetectorConfig("jsd", 0, temperature=0.0)], None, "temperature is above 0"),
         ([DetectorConfig("l1", drop_rate=1.0)], None, "drop_rate from 0 to below 1"),
+        ([DetectorConfig(["l1"])], None, "unknown detector ..l1"),
+        ([DetectorConfig("l1", "x")], None, "reads autoencoder 'x'"),
+        ([DetectorConfig("l1", True)], None, "reads autoencoder True"),
+        ([DetectorConfig("l1", 0.0)], None, "reads autoencoder 0.0"),
+        ([DetectorConfig("jsd", 0, temperature="hot")], None, "detector's temperature must be a number"),
+        ([DetectorConfig("jsd", 0, temperature=math.nan)], None, "detector's temperature must be a number"),
+        ([DetectorConfig("l1", drop_rate=[0.1])], None, "detector's drop_rate must be a number"),
         ([DetectorConfig("l1")], [0.1, 0.2], "1 detectors need as many thresholds"),
         ([DetectorConfig("l1")], [0.0], "thresholds above 0"),
     ],
@@ -202,6 +209,28 @@ def test_a_file_gives_the_same_restorer_again(images: Tensor) -> None:
 def test_bad_detectors_are_refused(detectors: list[DetectorConfig], thresholds: list[float] | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         _restorer(detectors, thresholds)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"detectors": [{"kind": ["l1"]}]}, "a file: unknown detector"),
+        ({"detectors": [{"autoencoder": "x"}]}, "a file: a detector reads autoencoder 'x'"),
+        ({"detectors": ["l1"]}, "incomplete"),
+        ({"detectors": 3}, "incomplete"),
+        ({"thresholds": ["0.1"]}, "a file: its threshold must be a number"),
+        ({"thresholds": [math.nan]}, "a file: its threshold must be a number"),
+        ({"thresholds": [-math.inf]}, "a file: 1 detectors need as many thresholds above 0"),
+        ({"thresholds": None}, "incomplete"),
+    ],
+)
+def test_a_file_with_values_of_other_types_is_refused(change: dict[str, object], message: str) -> None:
+    network = {"channels": 3, "structures": [["4"], ["3", "average", "3"]], "activation": "sigmoid"}
+    description = {"network": network, "detectors": [{"kind": "l1"}], "thresholds": [0.1]}
+    tensors = _restorer().autoencoders.state_dict()
+    assert from_weights(tensors, description, nn.Identity(), Path("a file")).thresholds == [0.1]
+    with pytest.raises(UserError, match=message):
+        from_weights(tensors, {**description, **change}, nn.Identity(), Path("a file"))
 
 
 @pytest.mark.parametrize(

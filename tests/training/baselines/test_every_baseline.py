@@ -19,7 +19,7 @@ from gandefense.config import DataConfig
 from gandefense.data import datasets
 from gandefense.data.batches import batch_indices, to_float
 from gandefense.errors import UserError
-from gandefense.training.baselines import BASELINES
+from gandefense.training.baselines import BASELINES, chosen
 from gandefense.weights_io import load_weights, save_weights
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -239,7 +239,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
         ("baseline: nonsense\n", "unknown baseline 'nonsense'; known: magnet"),
         ("", "needs a line 'baseline: NAME'"),
         ("- a list\n", "needs a line 'baseline: NAME'"),
-        ("a: b: c\n", "needs a line 'baseline: NAME'"),
+        ("a: b: c\n", "not readable as YAML"),
     ],
 )
 def test_a_config_that_names_no_baseline_is_refused(tool: Callable, tmp_path: Path, text: str, message: str) -> None:
@@ -288,3 +288,25 @@ def test_a_run_does_not_go_on_before_another_classifier(
             tool([f"resume={finished}"])
     finally:
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("baseline: [ddsa]", "unknown baseline .'ddsa'."),
+        ("baseline: {ddsa: 1}", "unknown baseline"),
+        ("baseline: 3", "unknown baseline 3"),
+        ("- ddsa", "needs a line 'baseline: NAME'"),
+        ("a: &a [1]\nb: *a\nbaseline: ddsa", "aliases"),
+        ("a: " + "[" * 60 + "]" * 60 + "\nbaseline: ddsa", "levels deep"),
+        ("baseline: ddsa\n" + "#" * 2**16, "at most 65,536 bytes"),
+        ("a: [", "not readable as YAML"),
+    ],
+)
+def test_an_odd_config_names_no_baseline(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        chosen(path)
+    path.write_text("baseline: ddsa", encoding="utf-8")
+    assert chosen(path) == "ddsa"
