@@ -5,7 +5,9 @@ Sub-folders are gone through too. PNG, JPEG, WebP and BMP files are read, turned
 to the restorer's colours (transparency is dropped) and, where they have another size, resized to the restorer's without
 regard to their shape; the restored image has that size too. Every such change is told. Files with other endings are left
 alone; hidden files and folders are not looked at. scores.csv has the columns file, score (higher: more likely attacked),
-flagged, level, rounds and note; level and rounds are empty where a restorer does not know them.
+flagged, level, rounds and note. A score may be negative; flagged says whether it exceeds the restorer's threshold. level is the
+estimated strength of the perturbation: its root mean square on images scaled to [-1, 1] (the GAN's). level and rounds are empty
+where a restorer does not know them.
 
 Exit status: 0 all images restored; 1 some could not be read (they are listed and skipped, the others are restored);
 2 a mistake, found before any work where it can be; 130 interrupted (what is written is whole, scores.csv is missing).
