@@ -94,4 +94,4 @@ def blocks_table(found: dict[str, Any]) -> Table:
     note = (
         "The same recipe, data and seed with and without denoising blocks; Student's 95 % interval over the seeds' differences."
     )
-    return Table("blocks", "Feature denoising", note, ["classifier", "clean", "PGD-20", "then APGD-CE and APGD-T"], lines)
+    return Table("blocks", "Feature denoising", note, ["classifier", "clean", "PGD-20", "then APGD-CE and APGD-DLR"], lines)
