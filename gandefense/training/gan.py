@@ -15,7 +15,7 @@ from gandefense import classifiers, distributed, zoo
 from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import augmentation, batch_indices, tensor_hash, to_float
+from gandefense.data.batches import augmentation, batch_indices, content_hash, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.restorers.discriminator import Discriminator, discriminator_loss, generator_loss, r1_penalty
@@ -130,7 +130,7 @@ def train(config: GANConfig) -> Path:
 
 def _train(config: GANConfig, device: torch.device) -> Path:
     options, weights = config.train, config.loss
-    data = datasets.describe(config.data.name)
+    data = datasets.describe(config.data)
     check_settings(config.run)
     require(
         counts={
@@ -161,7 +161,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
     teacher_kind = zoo.describe(config.classifier).get("architecture")  # None for a user's own module
     with distributed.first_before_others():
         images = datasets.load(config.data, "train", seed=config.run.seed)
-        validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+        validation = datasets.load(config.data.whole(), "validation")
     student_kind = teacher_kind if config.student == "same" else config.student
     zoo.try_out(config.classifier, teacher, data, device)
     student = copy.deepcopy(teacher) if config.student == "same" else classifiers.build(student_kind, data)
@@ -181,7 +181,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
     student_optimiser = torch.optim.SGD(student.parameters(), lr=config.distil.learning_rate, momentum=0.9, weight_decay=5e-4)
     optimiser = torch.optim.Adam(networks.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.discriminator_rate, betas=(0.0, 0.99))
-    made_from = {"the images": tensor_hash(*images, *validation), "the defended classifier": fingerprint(teacher)}
+    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(teacher)}
     with open_run("gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gandefense.attacks.cache import AttackedSet
 from gandefense.data import datasets
-from gandefense.data.batches import to_float
+from gandefense.data.batches import at_once, to_float
 from gandefense.restorers.gan import GANNetworks, GANRestorer
 from gandefense.training.run import Run
 
@@ -17,7 +17,9 @@ def choose_threshold(networks: GANNetworks, validation: datasets.Images, rate: f
     """The attack logit that a fraction `rate` of clean validation images exceeds."""
     was_training = networks.training
     networks.eval()
-    logits = torch.cat([networks.detect(to_float(part.to(device))) for part in validation.images.split(256)])
+    logits = torch.cat(
+        [networks.detect(to_float(part.to(device))) for part in validation.images.split(at_once(validation.images.shape[-1]))]
+    )
     networks.train(was_training)
     return logits.float().quantile(1 - rate).item()
 
@@ -30,7 +32,7 @@ def validate(
     restorer.eval()
     right: dict[str, list[Tensor]] = {}
     generator = torch.Generator().manual_seed(0)
-    for rows in torch.arange(len(attacked)).split(256):
+    for rows in torch.arange(len(attacked)).split(at_once(images.images.shape[-1])):
         clean = to_float(images.images[attacked.source[rows]])
         labels = images.labels[attacked.source[rows]].to(device)
         flags = attacked.is_attacked(rows)
