@@ -28,12 +28,8 @@ class DataConfig:
     download: bool = True  # fetch what is missing
     file: str | None = None  # your own test images instead: a safetensors file with `images` and `labels`
     limit: int | None = None  # use this many images, taken after a seeded shuffle; None: all
-    size: int | None = (
-        None  # of celeba: 128, 512 or another power of two from 32 to 1024; None: 128, elsewhere the data set's own
-    )
-    attributes: list[str] = dataclasses.field(
-        default_factory=lambda: ["Smiling"]
-    )  # of celeba; of several, every combination is a class
+    size: int | None = None  # of celeba: 32, 64, 128 (None), 256, 512 or 1024; height and width
+    attributes: list[str] = dataclasses.field(default_factory=lambda: ["Smiling"])  # of celeba; classes are their combinations
     split: str = "official"  # of celeba: official, or identity: nobody in two splits, in any partial copy
     images: str = "aligned"  # of celeba: aligned (178×218, img_align_celeba), or hq (1024×1024, celeba_hq_1024)
 

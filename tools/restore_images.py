@@ -3,8 +3,9 @@
 
 Sub-folders are gone through too. PNG, JPEG, WebP and BMP files are read, turned as their EXIF orientation says, converted
 to the restorer's colours (transparency is dropped) and, where they have another size, resized to the restorer's without
-regard to their shape (CelebA's are cut to the square in their middle first); the restored image has that size too. Every such change is told. Files with other endings are left
-alone; hidden files and folders are not looked at. scores.csv has the columns file, score (higher: more likely attacked),
+regard to their shape (for a restorer of CelebA they are cut to the square in their middle first); the restored image has
+that size too. Every such change is told. Files with other endings are left alone; hidden files and folders are not looked
+at. scores.csv has the columns file, score (higher: more likely attacked),
 flagged, level, rounds and note. A score may be negative; flagged says whether it exceeds the restorer's threshold. level is the
 estimated strength of the perturbation: its root mean square on images scaled to [-1, 1] (the GAN's). level and rounds are empty
 where a restorer does not know them.
@@ -52,9 +53,7 @@ def parser() -> Parser:
         "--classifier", metavar="NAME", help="the classifier that the restorer reads; else the one it was trained for"
     )
     words.add_argument("--overwrite", action="store_true", help="overwrite what is in the output folder; else nothing is")
-    words.add_argument(
-        "--batch-size", type=int, metavar="N", help="images restored at a time (100 of 32×32, 6 of 128×128, 1 of 512×512)"
-    )
+    words.add_argument("--batch-size", type=int, metavar="N", help="images restored at a time (100 of 32×32, 1 of 512×512)")
     words.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (%(default)s)")
     return words
 

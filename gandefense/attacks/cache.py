@@ -22,14 +22,12 @@ from gandefense.errors import StorageError, UserError
 from gandefense.files import locked, write_text
 from gandefense.precision import PRECISIONS, resolve
 
-CHUNK = (
-    256  # images of 32×32 attacked at a time, all with one attack and one budget; fewer larger ones, or where there are few rows
-)
+CHUNK = 256  # images of 32×32 attacked at a time with one attack and one budget; fewer if they are larger, or in few rows
 
 
 @dataclass
 class AttackedSetConfig:
-    """Which attacked images a restorer is trained on. Chunks of up to 256 rows (16 of 128×128) take the attacks in turn, then the budgets."""
+    """Which attacked images a restorer is trained on. Chunks of 256 rows (16 of 128×128) take attacks and budgets in turn."""
 
     rows: int = 60_000  # attacked images in all; more than the data set's means several attacks on an image
     attacks: list[str] = field(default_factory=lambda: ["fgsm", "ffgsm", "bim", "pgd", "mim", "none"])  # "none": clean pairs

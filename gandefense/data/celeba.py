@@ -18,50 +18,15 @@ import numpy as np
 
 from gandefense.errors import UserError
 
-ATTRIBUTES = tuple(
-    [
-        "5_o_Clock_Shadow",
-        "Arched_Eyebrows",
-        "Attractive",
-        "Bags_Under_Eyes",
-        "Bald",
-        "Bangs",
-        "Big_Lips",
-        "Big_Nose",
-        "Black_Hair",
-        "Blond_Hair",
-        "Blurry",
-        "Brown_Hair",
-        "Bushy_Eyebrows",
-        "Chubby",
-        "Double_Chin",
-        "Eyeglasses",
-        "Goatee",
-        "Gray_Hair",
-        "Heavy_Makeup",
-        "High_Cheekbones",
-        "Male",
-        "Mouth_Slightly_Open",
-        "Mustache",
-        "Narrow_Eyes",
-        "No_Beard",
-        "Oval_Face",
-        "Pale_Skin",
-        "Pointy_Nose",
-        "Receding_Hairline",
-        "Rosy_Cheeks",
-        "Sideburns",
-        "Smiling",
-        "Straight_Hair",
-        "Wavy_Hair",
-        "Wearing_Earrings",
-        "Wearing_Hat",
-        "Wearing_Lipstick",
-        "Wearing_Necklace",
-        "Wearing_Necktie",
-        "Young",
-    ]
+# fmt: off
+ATTRIBUTES = (
+    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
+    "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses", "Goatee",
+    "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes", "No_Beard",
+    "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair",
+    "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
 )
+# fmt: on
 MOST_ATTRIBUTES = 6  # at once: 64 classes
 SIZES = (32, 64, 128, 256, 512, 1024)
 IMAGES = {"aligned": "img_align_celeba", "hq": "celeba_hq_1024"}  # data.images → folder
@@ -69,8 +34,9 @@ ATTRIBUTE_TABLE, SPLIT_TABLE, IDENTITY_TABLE = "list_attr_celeba.txt", "list_eva
 SPLITS = ("train", "validation", "test")  # 0, 1, 2 in the official table
 SPLIT_RULES = ("official", "identity")
 WHERE = (
-    "CelebA has no automatic download: get it from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, for non-commercial research "
-    f"only, and lay it out as {IMAGES['aligned']}/*.jpg, {ATTRIBUTE_TABLE}, {SPLIT_TABLE} and {IDENTITY_TABLE} (parts of it will do)"
+    "CelebA is not downloaded by itself: get it, for non-commercial research only, from "
+    f"https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, and put {IMAGES['aligned']}/*.jpg, {ATTRIBUTE_TABLE}, {SPLIT_TABLE} and "
+    f"{IDENTITY_TABLE} (parts of them will do) into the folder celeba of data.root or GANDEFENSE_DATA"
 )
 
 
