@@ -52,8 +52,8 @@ def validate(
 @torch.no_grad()
 def grids(run: Run, restorer: GANRestorer, attacked: AttackedSet, images: datasets.Images, device: torch.device) -> None:
     """Fixed grids: clean · attacked · sparsity map · cleaned · each round · residual ×10, for the attacks and a noise level."""
-    columns = max(4, min(12, 1024 // images.images.shape[-1]))  # fewer of large images
-    rows = torch.arange(0, len(attacked), max(1, len(attacked) // columns))[:columns]
+    columns = min(len(attacked), max(4, min(12, 1024 // images.images.shape[-1])))  # fewer of large images
+    rows = torch.linspace(0, len(attacked) - 1, columns).long()  # not every so many, which could be always the same attack
     clean = to_float(images.images[attacked.source[rows]])
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     for name, batch in {"attacked": attacked.rows(rows), "gaussian_0.3": (clean + 0.15 * noise).clamp(0, 1)}.items():
