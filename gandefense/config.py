@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -29,7 +30,7 @@ class DataConfig:
     file: str | None = None  # your own test images instead: a safetensors file with `images` and `labels`
     limit: int | None = None  # use this many images, taken after a seeded shuffle; None: all
     size: int | None = None  # of celeba: 32, 64, 128 (None), 256, 512 or 1024; height and width
-    attributes: list[str] = dataclasses.field(default_factory=lambda: ["Smiling"])  # of celeba; classes are their combinations
+    attributes: list[str] = field(default_factory=lambda: ["Smiling"])  # of celeba; classes are their combinations
     split: str = "official"  # of celeba: official, or identity: nobody in two splits, in any partial copy
     images: str = "aligned"  # of celeba: aligned (178×218, img_align_celeba), or hq (1024×1024, celeba_hq_1024)
 

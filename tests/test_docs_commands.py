@@ -84,7 +84,7 @@ NOT_RUN: dict[str, str] = {
             "python tools/train_classifier.py configs/classifier/celeba",
             "python tools/train_gan.py configs/gan/celeba",
             "python tools/evaluate.py configs/evaluate/celeba",
-            "python tools/restore_images.py --restorer runs/00001-celeba",
+            "python tools/restore_images.py --restorer RUN_FOLDER --input FACES",
         ),
         "needs CelebA, which nobody may pass on; tests/tools/test_celeba.py runs them on drawn faces",
     ),
