@@ -99,12 +99,12 @@ def _reject_unknown_keys(given: Any, schema: DictConfig, known: list[str], prefi
 def _check_lists(built: Any, prefix: str = "") -> None:
     """Raise UserError for a list in a list that takes plain values, which OmegaConf lets pass."""
     hints = get_type_hints(type(built))
-    for field in dataclasses.fields(built):
-        value, where = getattr(built, field.name), f"{prefix}{field.name}"
+    for entry in dataclasses.fields(built):
+        value, where = getattr(built, entry.name), f"{prefix}{entry.name}"
         if dataclasses.is_dataclass(value):
             _check_lists(value, f"{where}.")
         elif isinstance(value, list):
-            plain = get_args(hints[field.name]) in ((int,), (float,), (str,), (bool,))
+            plain = get_args(hints[entry.name]) in ((int,), (float,), (str,), (bool,))
             for i, item in enumerate(value):
                 if dataclasses.is_dataclass(item):
                     _check_lists(item, f"{where}[{i}].")

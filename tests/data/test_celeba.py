@@ -153,6 +153,12 @@ def test_missing_and_damaged_files_are_named(root: Path, spoil: Callable[[Path],
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_fetching_says_where_to_get_it_and_how_to_lay_it_out() -> None:
+    with pytest.raises(UserError) as caught:
+        sources.fetch("celeba")
+    assert "img_align_celeba/*.jpg, list_attr_celeba.txt, list_eval_partition.txt and identity_CelebA.txt" in str(caught.value)
+
+
 def test_a_partial_copy_is_fine(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = datasets.load(config(root), "test")
     for name in (*small.names()[:30], small.names()[37]):
