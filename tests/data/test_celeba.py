@@ -210,7 +210,7 @@ def test_antialiasing_keeps_the_mean_of_a_fine_pattern(tmp_path: Path) -> None:
     pattern = (np.indices((1024, 1024)).sum(0) % 2 * 255).astype(np.uint8)
     Image.fromarray(pattern).save(tmp_path / "a.png")
     pixels, _ = decoded.decoded([tmp_path / "a.png"], size=512, folder=tmp_path / "decoded", name="pattern")
-    assert (pixels.float() - 127.5).abs().max() <= 2, "without antialiasing it would be black or white"
+    assert (pixels.float() - 127.5).abs().max() < 4, "without antialiasing it would be black or white"
 
 
 def test_hq_images_are_reduced_and_have_the_attributes_of_their_names(root: Path) -> None:
