@@ -199,7 +199,8 @@ def fetch(name: str, *, root: str | None = None) -> Path:
         The data set's folder.
 
     Raises:
-        UserError: unknown name, celeba (which nobody may pass on), a corrupt file, a folder that cannot be written, or no source reachable.
+        UserError: unknown name, celeba (which nobody may pass on), a corrupt file, a folder that cannot be written, or no source
+            reachable.
     """
     if name == "celeba":
         raise UserError(celeba.WHERE)

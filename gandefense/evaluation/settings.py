@@ -254,3 +254,11 @@ def _check_networks(config: EvaluateConfig) -> None:
         wanted_data = datasets.describe(config.data).name
         if description.get("data") != wanted_data:
             raise UserError(f"{role} {name} is for {description.get('data')!r}, but data.name is {wanted_data!r}")
+        recipe = description.get("config")
+        trained_on = recipe.get("data") if isinstance(recipe, dict) else None
+        split = trained_on.get("split", "official") if isinstance(trained_on, dict) else config.data.split
+        if split != config.data.split:
+            raise UserError(
+                f"{role} {name} was trained with data.split={split}; under data.split={config.data.split} some of its training "
+                "images would be test images"
+            )

@@ -69,6 +69,11 @@ def test_from_the_classifier_to_a_restored_folder(root: Path, tool: Callable) ->
     assert results["data"]["name"] == "celeba-64-Smiling" and results["data"]["classes"] == 2 and results["data"]["n"] == 4
     assert {(row["attack"], row["eps"]) for row in results["rows"]} >= {("fgsm", 0.3), ("pgd", 0.3), ("autoattack", 8 / 255)}
 
+    status, out, err = tool(
+        "evaluate", CONFIGS / "evaluate/celeba128.yaml", "data.size=64", "data.split=identity", "output=other"
+    )
+    assert status == 2 and "was trained with data.split=official; under data.split=identity some of its training images" in err
+
     faces = root / "data/celeba"
     for name, note in (
         ("img_align_celeba", "cut to its middle, 178×178 from 178×218; resized to 64×64 from 178×178"),
