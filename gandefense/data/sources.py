@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from gandefense.data import celeba
 from gandefense.errors import UserError, reason
 
 CIFAR10_FILES = {  # the official binary version: 10,000 records of 1 label byte and 3,072 pixel bytes a file
@@ -198,8 +199,11 @@ def fetch(name: str, *, root: str | None = None) -> Path:
         The data set's folder.
 
     Raises:
-        UserError: unknown name, a corrupt file, a folder that cannot be written, or no source reachable.
+        UserError: unknown name, celeba (which nobody may pass on), a corrupt file, a folder that cannot be written, or no source
+            reachable.
     """
+    if name == "celeba":
+        raise UserError(celeba.WHERE)
     if name != "cifar10":
         raise UserError(f"unknown data set {name!r}; known: cifar10")
     folder = data_root(root) / name

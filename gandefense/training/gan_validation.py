@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gandefense.attacks.cache import AttackedSet
 from gandefense.data import datasets
-from gandefense.data.batches import to_float
+from gandefense.data.batches import at_once, to_float
 from gandefense.restorers.gan import GANNetworks, GANRestorer
 from gandefense.training.run import Run
 
@@ -17,7 +17,8 @@ def choose_threshold(networks: GANNetworks, validation: datasets.Images, rate: f
     """The attack logit that a fraction `rate` of clean validation images exceeds."""
     was_training = networks.training
     networks.eval()
-    logits = torch.cat([networks.detect(to_float(part.to(device))) for part in validation.images.split(256)])
+    parts = validation.images.split(at_once(validation.images.shape[-1]))
+    logits = torch.cat([networks.detect(to_float(part.to(device))) for part in parts])
     networks.train(was_training)
     return logits.float().quantile(1 - rate).item()
 
@@ -26,11 +27,11 @@ def choose_threshold(networks: GANNetworks, validation: datasets.Images, rate: f
 def validate(
     restorer: GANRestorer, classifier: nn.Module, attacked: AttackedSet, images: datasets.Images, device: torch.device
 ) -> dict[str, float]:
-    """Validation accuracy behind the restorer, in float32: clean, attacked at 8/255, Gaussian levels; and the rate of flags."""
+    """Validation accuracy behind the restorer, in float32: clean, attacked, Gaussian levels; and the rate of flags."""
     restorer.eval()
     right: dict[str, list[Tensor]] = {}
     generator = torch.Generator().manual_seed(0)
-    for rows in torch.arange(len(attacked)).split(256):
+    for rows in torch.arange(len(attacked)).split(at_once(images.images.shape[-1])):
         clean = to_float(images.images[attacked.source[rows]])
         labels = images.labels[attacked.source[rows]].to(device)
         flags = attacked.is_attacked(rows)
@@ -51,7 +52,8 @@ def validate(
 @torch.no_grad()
 def grids(run: Run, restorer: GANRestorer, attacked: AttackedSet, images: datasets.Images, device: torch.device) -> None:
     """Fixed grids: clean · attacked · sparsity map · cleaned · each round · residual ×10, for the attacks and a noise level."""
-    rows = torch.arange(0, len(attacked), max(1, len(attacked) // 12))[:12]
+    columns = min(len(attacked), max(4, min(12, 1024 // images.images.shape[-1])))  # fewer of large images
+    rows = torch.linspace(0, len(attacked) - 1, columns).long()  # not every so many, which could be always the same attack
     clean = to_float(images.images[attacked.source[rows]])
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     for name, batch in {"attacked": attacked.rows(rows), "gaussian_0.3": (clean + 0.15 * noise).clamp(0, 1)}.items():
