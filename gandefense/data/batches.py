@@ -63,19 +63,18 @@ def to_float(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float().div_(255)
 
 
-def augmentation(size: int, *, erase: float = 0.0) -> nn.Module:
+def augmentation(size: int, *, flip: bool = True, erase: float = 0.0) -> nn.Module:
     """Flip and padded crop for a batch of floats (B, C, size, size) in [0, 1].
 
     Args:
         size: height and width of the images.
+        flip: mirror every second image, left to right.
         erase: probability that a random patch of an image is blanked (random erasing, Zhong et al. 2020).
     """
     import kornia.augmentation as augment
 
-    steps: list[nn.Module] = [
-        augment.RandomHorizontalFlip(p=0.5),
-        augment.RandomCrop((size, size), padding=4, padding_mode="reflect", cropping_mode="slice"),
-    ]
+    steps: list[nn.Module] = [augment.RandomHorizontalFlip(p=0.5)] if flip else []
+    steps.append(augment.RandomCrop((size, size), padding=4, padding_mode="reflect", cropping_mode="slice"))
     if erase > 0:
         steps.append(augment.RandomErasing(p=erase, scale=(0.02, 0.2), value=0.5))
     return augment.AugmentationSequential(*steps, data_keys=["input"])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from scipy import stats
 
 from gandefense import zoo
 from gandefense.config import DataConfig
 from gandefense.errors import UserError
 from gandefense.evaluation.cells import NO_RESTORER
 from gandefense.evaluation.settings import AttackEntry, WhiteBoxConfig
-from gandefense.evaluation.wording import Table, interval, points, share, shown_name
+from gandefense.evaluation.wording import Table, interval, share, shown_name
 from gandefense.reproduce.evaluations import measured, row
+from gandefense.reproduce.statistics import gain_text, student
 from gandefense.reproduce.writing import check_folder
 
 ATTACKS = ("fgsm", "bim", "pgd", "mim")
@@ -185,16 +183,10 @@ def seed_row(results: dict[str, Any], name: str) -> dict[str, Any]:
 
 def blocks(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
     """What feature denoising gains over the same network without it: mean over the seeds, Student's 95 % interval."""
-    gains = {}
-    for key in ("clean", "pgd", "apgd"):
-        each = [second[key]["accuracy"] - first[key]["accuracy"] for first, second in pairs]
-        mean = sum(each) / len(each)
-        half = math.inf
-        if len(each) > 1:
-            spread = math.sqrt(sum((gain - mean) ** 2 for gain in each) / (len(each) - 1) / len(each))
-            half = float(stats.t.ppf(0.975, len(each) - 1)) * spread
-        known = math.isfinite(half)
-        gains[key] = {"mean": mean, "ci95": [mean - half, mean + half] if known else None, "each": each}
+    gains = {
+        key: student([second[key]["accuracy"] - first[key]["accuracy"] for first, second in pairs])
+        for key in ("clean", "pgd", "apgd")
+    }
     return {"pairs": [list(pair) for pair in pairs], "gains": gains}
 
 
@@ -299,11 +291,7 @@ def blocks_table(found: dict[str, Any]) -> Table:
     for first, second in found["pairs"]:
         for entry in (first, second):
             lines.append([entry["name"], *(interval(entry[key]) for key in ("clean", "pgd", "apgd"))])
-    gained = []
-    for key in ("clean", "pgd", "apgd"):
-        gain = found["gains"][key]
-        span = "" if gain["ci95"] is None else f" [{points(gain['ci95'][0])}, {points(gain['ci95'][1])}]"
-        gained.append(f"{points(gain['mean'])} points{span}")
+    gained = [gain_text(found["gains"][key]) for key in ("clean", "pgd", "apgd")]
     lines.append([f"gain of the blocks, mean over {len(found['pairs'])} seeds", *gained])
     note = (
         "The same recipe, data and seed with and without denoising blocks; Student's 95 % interval over the seeds' differences."
