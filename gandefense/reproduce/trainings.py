@@ -133,8 +133,11 @@ def network(name: str, data: DataConfig, parent: Path, *, device: str, changes: 
 
 
 def check(name: str, data: DataConfig, changes: dict[str, Any] | None = None) -> None:
-    """Raise UserError for an unknown network, or a recipe that `prepared` refuses, before any work."""
-    prepared(name, data, changes or {}) if is_recipe(name) else zoo.describe(name)
+    """Raise UserError for an unknown network or one of other data, or a recipe that `prepared` refuses, before any work."""
+    if is_recipe(name):
+        prepared(name, data, changes or {})
+    elif (found := zoo.describe(name).get("data", data.name)) != data.name:
+        raise UserError(f"{name} is for {found!r}, but data.name is {data.name!r}")
 
 
 def parameters(name: str) -> int:

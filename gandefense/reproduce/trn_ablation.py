@@ -94,8 +94,8 @@ def table(config: TRNAblationConfig, found: dict[str, Any]) -> Table:
         lines.append([title, f"{variant['parameters']:,}", mean_text(variant["clean"]), mean_text(variant["pgd"]), each])
     note = (
         f"{budget_note(config)} {len(config.seeds)} trainings each, seeds {', '.join(map(str, config.seeds))}, by one recipe; "
-        "the stream that is left out is fed zeros, so that parameters stay equal. Means with Student's 95 % interval over the seeds "
-        "(the classifier alone: Wilson's over images)."
+        "the stream that is left out is fed zeros, so that parameters stay equal. Means with Student's 95 % interval over the "
+        "seeds (the classifier alone: Wilson's over images)."
     )
     header = ["TRN sees", "parameters", "clean", f"PGD-{config.pgd_steps}", "PGD, seed by seed"]
     return Table("ablation", "Image, gradient maps, both", note, header, lines)

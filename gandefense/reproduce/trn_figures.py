@@ -21,7 +21,6 @@ from gandefense.files import write_atomically
 from gandefense.reproduce import trainings
 from gandefense.reproduce.trn_tables import TRNTableConfig, budget_note, check, claims_table, defended_classifier, train_trn
 from gandefense.restorers.gradient_maps import gradient_maps
-from gandefense.restorers.trn import TRNRestorer
 from gandefense.training.state import choose_device
 
 
@@ -42,13 +41,13 @@ def run(config: TRNFiguresConfig) -> tuple[list[Table], dict[str, Any]]:
     if config.shown < 1:
         raise UserError(f"shown must be at least 1, got {config.shown}")
     check(config)
+    if not trainings.is_recipe(config.trn) and zoo.describe(config.trn).get("kind") != "trn":
+        raise UserError(f"trn={config.trn} is no TRN")
     classifier_name = defended_classifier(config)
     trn = train_trn(config, classifier_name) if trainings.is_recipe(config.trn) else config.trn
     device = choose_device(config.device)
     classifier = zoo.load_classifier(classifier_name).to(device)
     restorer = zoo.load_restorer(trn, classifier).to(device)
-    if not isinstance(restorer, TRNRestorer):
-        raise UserError(f"trn={config.trn} is no TRN")
     data = datasets.load(config.data, "test", seed=config.seed)
     looked = min(len(data.labels), max(config.shown, config.batch_size))
     clean, labels = to_float(data.images[:looked]).to(device), data.labels[:looked].to(device)

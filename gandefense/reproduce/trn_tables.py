@@ -61,6 +61,8 @@ def check(config: TRNTableConfig, networks: Sequence[str] = (), recipes: Sequenc
         UserError: an unknown data set, network or key, a name that is no recipe, folders that cannot be written.
     """
     datasets.describe(config.data.name)
+    if config.train and not trainings.is_recipe(config.trn):
+        raise UserError(f"train changes a recipe, but trn={config.trn} is a trained network")
     for name in recipes:
         if not trainings.is_recipe(name):
             raise UserError(

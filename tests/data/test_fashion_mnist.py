@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_read(tmp_path: Path, files: dict[str, bytes]) -> None:
         (lambda content: content[:-1], "corrupt data file"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, files: dict[str, bytes], damage, message: str) -> None:  # noqa: ANN001
+def test_a_damaged_file_is_named(tmp_path: Path, files: dict[str, bytes], damage: Callable[[bytes], bytes], message: str) -> None:
     name = "t10k-images-idx3-ubyte"
     _write(tmp_path / "fashion_mnist", {**files, name: damage(files[name])})
     with pytest.raises(UserError, match=f"{message}.*{name}.*tools/fetch_data.py fashion_mnist"):
