@@ -34,13 +34,18 @@ def is_recipe(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
+def kind(name: str) -> str:
+    """What a network is, "classifier", "trn" …, or what a recipe makes."""
+    return Path(name).parent.name if is_recipe(name) else str(zoo.describe(name).get("kind"))
+
+
 def _training(recipe: str) -> tuple[type, Callable[[Any], Path]]:
-    kind = Path(recipe).parent.name
-    if kind == "baselines":
+    made = kind(recipe)
+    if made == "baselines":
         return baselines.BASELINES[baselines.chosen(recipe)]
-    if kind not in TRAININGS:
+    if made not in TRAININGS:
         raise UserError(f"{recipe}: its folder must say what it trains: {', '.join([*TRAININGS, 'baselines'])}")
-    return TRAININGS[kind]
+    return TRAININGS[made]
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from gandefense.reproduce.trn_tables import (
     defended_classifier,
     figures,
     gray_box,
+    recipe_note,
     recipe_of,
     train_trn,
 )
@@ -95,7 +96,7 @@ def table(config: TRNAblationConfig, found: dict[str, Any]) -> Table:
     note = (
         f"{budget_note(config)} {len(config.seeds)} trainings each, seeds {', '.join(map(str, config.seeds))}, by one recipe; "
         "the stream that is left out is fed zeros, so that parameters stay equal. Means with Student's 95 % interval over the "
-        "seeds (the classifier alone: Wilson's over images)."
+        f"seeds (the classifier alone: Wilson's over images). {recipe_note(config)}"
     )
     header = ["TRN sees", "parameters", "clean", f"PGD-{config.pgd_steps}", "PGD, seed by seed"]
     return Table("ablation", "Image, gradient maps, both", note, header, lines)

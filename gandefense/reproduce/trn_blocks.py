@@ -21,6 +21,7 @@ from gandefense.reproduce.trn_tables import (
     defended_classifier,
     figures,
     gray_box,
+    recipe_note,
     recipe_of,
     train_trn,
 )
@@ -108,7 +109,7 @@ def table(config: TRNBlocksConfig, bare: dict[str, Any], points: list[dict[str, 
     seeds = "one training each" if len(config.seeds) == 1 else f"{len(config.seeds)} trainings each"
     kind = "Wilson's 95 % interval over images" if len(config.seeds) == 1 else "means with Student's 95 % interval over the seeds"
     from_seeds = f"{seeds} (seeds {', '.join(map(str, config.seeds))})"
-    note = f"{budget_note(config)} By one recipe and one number of steps, {from_seeds}; {kind}."
+    note = f"{budget_note(config)} By one recipe and one number of steps, {from_seeds}; {kind}. {recipe_note(config)}"
     if picture is not None:
         note += f"\n\n![{KIND.title}]({picture})"
     header = ["Fusion Blocks", "parameters", "images/s", "clean", f"PGD-{config.pgd_steps}"]

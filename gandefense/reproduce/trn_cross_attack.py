@@ -20,6 +20,7 @@ from gandefense.reproduce.trn_tables import (
     figures,
     gray_box,
     places,
+    recipe_note,
     recipe_of,
     train_trn,
     variation,
@@ -84,6 +85,14 @@ def adversarial_changes(config: TRNCrossAttackConfig, attack: str) -> dict[str, 
     )
 
 
+def adversarial_note(config: TRNCrossAttackConfig) -> str:
+    """How large the adversarial trainings are, in a sentence."""
+    made = trainings.prepared(config.adversarial, config.data, config.train_adversarial)
+    images = "all" if made.data.limit is None else f"{made.data.limit:,}"
+    attacks = f"{made.train.adversarial.steps} steps of BIM, PGD and MIM"
+    return f"Every AT: {made.architecture}, {images} training images, {made.train.epochs:g} epochs, {attacks}."
+
+
 def table(config: TRNCrossAttackConfig, rows: list[dict[str, Any]]) -> Table:
     """Both matrices side by side, as in the article."""
     sides = {"adversarial_training": "AT", "trn": "TRN"}
@@ -100,7 +109,8 @@ def table(config: TRNCrossAttackConfig, rows: list[dict[str, Any]]) -> Table:
     note = (
         f"Percent right. AT: a classifier trained on that attack, and attacked itself. TRN: trained on that attack and on clean "
         f"pairs, before another, standard classifier, which alone is attacked. {budget_note(config)} Variation = the highest "
-        "less the lowest over the attacks faced, in points. Trainings are small, see the JSON file; intervals are below."
+        f"less the lowest over the attacks faced, in points; intervals are below. {recipe_note(config)} "
+        f"{adversarial_note(config)}"
     )
     return Table("cross_attack", "Attack trained on × attack faced", note, header, lines)
 

@@ -41,8 +41,6 @@ def run(config: TRNFiguresConfig) -> tuple[list[Table], dict[str, Any]]:
     if config.shown < 1:
         raise UserError(f"shown must be at least 1, got {config.shown}")
     check(config)
-    if not trainings.is_recipe(config.trn) and zoo.describe(config.trn).get("kind") != "trn":
-        raise UserError(f"trn={config.trn} is no TRN")
     classifier_name = defended_classifier(config)
     trn = train_trn(config, classifier_name) if trainings.is_recipe(config.trn) else config.trn
     device = choose_device(config.device)

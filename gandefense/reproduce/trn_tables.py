@@ -61,13 +61,17 @@ def check(config: TRNTableConfig, networks: Sequence[str] = (), recipes: Sequenc
         UserError: an unknown data set, network or key, a name that is no recipe, folders that cannot be written.
     """
     datasets.describe(config.data.name)
-    if config.train and not trainings.is_recipe(config.trn):
-        raise UserError(f"train changes a recipe, but trn={config.trn} is a trained network")
+    if (found := trainings.kind(config.classifier)) not in ("classifier", "own"):
+        raise UserError(f"classifier={config.classifier} is a {found!r}, not a classifier")
+    if trainings.kind(config.trn) != "trn":
+        raise UserError(f"trn={config.trn} is no TRN")
     for name in recipes:
         if not trainings.is_recipe(name):
             raise UserError(
                 f"this table trains several networks: {name!r} must be a recipe, such as configs/trn/cifar10_trn.yaml"
             )
+    if config.train and not trainings.is_recipe(config.trn):
+        raise UserError(f"train changes a recipe, but trn={config.trn} is a trained network")
     changes = {config.trn: config.train}
     for name in (config.classifier, config.trn, *networks, *recipes):
         trainings.check(name, config.data, changes.get(name) if trainings.is_recipe(name) else None)
@@ -138,3 +142,10 @@ def budget_note(config: TRNTableConfig) -> str:
     """The attacks' settings in a sentence."""
     eps = f"{config.eps * 255:.3g}/255"
     return f"Gray_box at {eps}, PGD with {config.pgd_steps} steps, BIM and MIM with {config.steps}."
+
+
+def recipe_note(config: TRNTableConfig) -> str:
+    """How large the TRNs of a table are that it trains by one recipe, in a sentence."""
+    made = trainings.prepared(config.trn, config.data, config.train)
+    size = f"width {made.network.width}, {made.network.blocks} Fusion Blocks unless said otherwise"
+    return f"Every TRN: {made.attacked.rows:,} attacked images, {made.train.steps:,} steps of {made.train.batch_size}, {size}."

@@ -13,7 +13,6 @@ from gandefense.config import DataConfig
 from gandefense.errors import UserError
 from gandefense.reproduce import trainings
 from gandefense.training import trn as trn_training
-from tests.evaluation.conftest import Networks, networks  # noqa: F401  (a fixture)
 from tests.reproduce.conftest import Recipes
 
 DATA = DataConfig()
