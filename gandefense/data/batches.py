@@ -80,19 +80,18 @@ def at_once(size: int, most: int = 256) -> int:
     return max(1, min(most, most * 32**2 // size**2))
 
 
-def augmentation(size: int, *, erase: float = 0.0) -> nn.Module:
+def augmentation(size: int, *, flip: bool = True, erase: float = 0.0) -> nn.Module:
     """Flip (left and right, never upside down) and padded crop for a batch of floats (B, C, size, size) in [0, 1].
 
     Args:
         size: height and width of the images; the crop moves them by up to an eighth of it, 4 pixels of 32.
+        flip: mirror every second image, left to right.
         erase: probability that a random patch of an image is blanked (random erasing, Zhong et al. 2020).
     """
     import kornia.augmentation as augment
 
-    steps: list[nn.Module] = [
-        augment.RandomHorizontalFlip(p=0.5),
-        augment.RandomCrop((size, size), padding=size // 8, padding_mode="reflect", cropping_mode="slice"),
-    ]
+    steps: list[nn.Module] = [augment.RandomHorizontalFlip(p=0.5)] if flip else []
+    steps.append(augment.RandomCrop((size, size), padding=size // 8, padding_mode="reflect", cropping_mode="slice"))
     if erase > 0:
         steps.append(augment.RandomErasing(p=erase, scale=(0.02, 0.2), value=0.5))
     return augment.AugmentationSequential(*steps, data_keys=["input"])

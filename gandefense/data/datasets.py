@@ -41,6 +41,7 @@ class Dataset:
     std: tuple[float, ...]
     attributes: tuple[str, ...] = ()
     crop: bool = False
+    flips: bool = True  # whether a mirrored image still shows its class; a mirrored digit does not
 
 
 DATASETS = {
@@ -52,6 +53,25 @@ DATASETS = {
         validation=2000,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
+    ),
+    "fashion_mnist": Dataset(
+        name="fashion_mnist",
+        classes=("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+        channels=1,
+        size=28,  # not padded: every network here takes 28×28
+        validation=2000,
+        mean=(0.2860,),
+        std=(0.3530,),
+    ),
+    "svhn": Dataset(
+        name="svhn",
+        classes=tuple("0123456789"),
+        channels=3,
+        size=32,
+        validation=2000,
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        flips=False,
     ),
 }
 

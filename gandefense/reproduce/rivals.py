@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from scipy import stats
 
 from gandefense import zoo
 from gandefense.config import DataConfig
@@ -27,6 +24,7 @@ from gandefense.reproduce.rival_tables import (
     facts_table,
     restorer_table,
 )
+from gandefense.reproduce.statistics import student
 from gandefense.reproduce.writing import check_folder
 
 ROBUST = ("pgd", "trades", "alp")  # trainings that keep something; one step of FGSM is known to fail now and then
@@ -200,16 +198,10 @@ def seed_row(results: dict[str, Any], name: str) -> dict[str, Any]:
 
 def blocks(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
     """What feature denoising gains over the same network without it: mean over the seeds, Student's 95 % interval."""
-    gains = {}
-    for key in ("clean", "pgd", "apgd"):
-        each = [second[key]["accuracy"] - first[key]["accuracy"] for first, second in pairs]
-        mean = sum(each) / len(each)
-        half = math.inf
-        if len(each) > 1:
-            spread = math.sqrt(sum((gain - mean) ** 2 for gain in each) / (len(each) - 1) / len(each))
-            half = float(stats.t.ppf(0.975, len(each) - 1)) * spread
-        known = math.isfinite(half)
-        gains[key] = {"mean": mean, "ci95": [mean - half, mean + half] if known else None, "each": each}
+    gains = {
+        key: student([second[key]["accuracy"] - first[key]["accuracy"] for first, second in pairs])
+        for key in ("clean", "pgd", "apgd")
+    }
     return {"pairs": [list(pair) for pair in pairs], "gains": gains}
 
 

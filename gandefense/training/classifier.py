@@ -142,7 +142,7 @@ def _train(config: ClassifierConfig, device: torch.device) -> Path:
         momentum=options.momentum,
         nesterov=True,
     )
-    augment = augmentation(data.size, erase=options.erase)
+    augment = augmentation(data.size, flip=data.flips, erase=options.erase)
     made_from = {"the images": content_hash(images, validation)}
     if teacher is not None:
         made_from["the teacher"] = fingerprint(teacher)

@@ -208,7 +208,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
         bar = run.progress(config.distil.steps + options.steps, "step", "gan")
 
         # Phase 1: teacher → student.
-        augment = augmentation(data.size)
+        augment = augmentation(data.size, flip=data.flips)
         student.train()
         means = Means()
         for step in range(run.step, config.distil.steps):

@@ -170,7 +170,7 @@ def train(config: LADConfig) -> Path:
         momentum=options.momentum,
         nesterov=True,
     )
-    augment = augmentation(data.size)
+    augment = augmentation(data.size, flip=data.flips)
     with open_run("lad", config, config.run, config.resume, {"the images": content_hash(images, validation)}) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")
