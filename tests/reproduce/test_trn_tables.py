@@ -96,7 +96,7 @@ def test_claims_about_attacks() -> None:
     assert trn_attacks.claims([rows[0], rows[2]])[0][1] == "nothing to compare with"
 
 
-def test_cross_attack(reproduce: Callable, recipes: Recipes) -> None:
+def test_cross_attack(reproduce: Callable, recipes: Recipes, untrained: None) -> None:
     words = (f"classifier={recipes.network}", f"trn={recipes.trn}", f"adversarial={recipes.classifier}", "attacks=[fgsm, bim]")
     other = ("train={train: {steps: 1}}", "train_adversarial={train: {epochs: 0.2, adversarial: {steps: 1}}}")
     made, page, _ = reproduce("trn-cross-attack", *words, *other)
@@ -123,7 +123,7 @@ def test_claims_about_training_attacks() -> None:
     assert above == "in 1 of 2 cells; least margin −5.0 points" and smaller == "in 0 of 1 rows"
 
 
-def test_ablation(reproduce: Callable, recipes: Recipes) -> None:
+def test_ablation(reproduce: Callable, recipes: Recipes, untrained: None) -> None:
     made, page, _ = reproduce("trn-ablation", f"classifier={recipes.network}", f"trn={recipes.trn}", "seeds=[0, 3]")
     variants = made["variants"]
     assert list(variants) == ["maps", "image", "both"]
@@ -149,7 +149,7 @@ def test_a_difference_is_only_said_where_its_interval_allows(interval: list[floa
     assert trn_ablation.verdict({"mean": 0.0, "ci95": interval, "each": []}).startswith(said)
 
 
-def test_blocks(reproduce: Callable, recipes: Recipes) -> None:
+def test_blocks(reproduce: Callable, recipes: Recipes, untrained: None) -> None:
     made, page, _ = reproduce("trn-blocks", f"classifier={recipes.network}", f"trn={recipes.trn}", "blocks=[1, 2]")
     assert [point["blocks"] for point in made["points"]] == [1, 2]
     first, second = (point["parameters"] for point in made["points"])
@@ -164,7 +164,7 @@ def test_blocks_over_seeds_have_students_interval() -> None:
     assert trn_blocks.shown(point, "pgd") == {"accuracy": pytest.approx(0.55), "ci95": point["pgd"]["ci95"]}
 
 
-def test_figures(reproduce: Callable, recipes: Recipes, tmp_path: Path) -> None:
+def test_figures(reproduce: Callable, recipes: Recipes, untrained: None, tmp_path: Path) -> None:
     words = (
         "shown=3",
         "data.limit=30",
