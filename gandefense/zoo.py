@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
@@ -72,9 +73,11 @@ def find(name: str | Path) -> Path:
         own_parts.describe(name)  # a mistaken name says so first
         raise UserError(f"{name} is a part of your own and has no weights file; give a zoo name, a run folder or such a file")
     shipped_names = ", ".join(names()) or "none"
+    nearest = difflib.get_close_matches(str(name)[:100], [*names(), *baselines.READY], n=1)
+    meant = f"; did you mean {nearest[0]}?" if nearest else ";"
     raise UserError(
-        f"unknown network {str(name)!r}; shipped: {shipped_names}; restorers without training: {', '.join(baselines.READY)}; "
-        "or give a run folder, a .safetensors file or package.module.attribute of your own"
+        f"unknown network {str(name)!r}{meant} shipped: {shipped_names}; restorers without training: "
+        f"{', '.join(baselines.READY)}; or give a run folder, a .safetensors file or package.module.attribute of your own"
     )
 
 

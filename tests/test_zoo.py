@@ -164,3 +164,18 @@ def test_shipped_networks_come_with_their_convolutions_in_the_fast_memory_format
     images = torch.rand(4, 3, 32, 32)
     expected = copy.deepcopy(defended).to(memory_format=torch.contiguous_format)(images)
     assert torch.allclose(defended(images), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cifar10/tnr", "did you mean cifar10/trn?"),
+        ("cifar10/clasifier", "did you mean cifar10/classifier?"),
+        ("jepg", "did you mean jpeg?"),
+        ("nonsense", "; shipped: "),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_known_one(name: str, hint: str) -> None:
+    with pytest.raises(UserError, match="unknown network") as caught:
+        zoo.find(name)
+    assert hint in str(caught.value)

@@ -14,12 +14,21 @@ from gandefense.config import DataConfig
 from gandefense.errors import UserError
 from gandefense.evaluation.cells import NO_RESTORER
 from gandefense.evaluation.settings import AttackEntry, WhiteBoxConfig
-from gandefense.evaluation.wording import Table, interval, points, share, shown_name
+from gandefense.evaluation.wording import Table
 from gandefense.reproduce.evaluations import measured, row
+from gandefense.reproduce.rival_pictures import pictures, pictures_table
+from gandefense.reproduce.rival_tables import (
+    ATTACKS,
+    BROKEN,
+    KEPT,
+    blocks_table,
+    classifier_table,
+    detector_table,
+    facts_table,
+    restorer_table,
+)
 from gandefense.reproduce.writing import check_folder
 
-ATTACKS = ("fgsm", "bim", "pgd", "mim")
-BROKEN, KEPT = 0.10, 0.25  # at most this under the worst case: does not hold; at least that: keeps something
 ROBUST = ("pgd", "trades", "alp")  # trainings that keep something; one step of FGSM is known to fail now and then
 
 
@@ -43,29 +52,30 @@ class RivalsConfig:
 
 
 def restorer_settings(config: RivalsConfig) -> dict[str, Any]:
-    """Gray_box with four attacks, then PGD-20 through the identity, and through the true gradient on what that left."""
+    """Gray_box with five attacks, then PGD-20 through the identity, and through two true gradients on what that left."""
     return {
         **_shared(config),
         "classifier": config.classifier,
         "restorers": [NO_RESTORER, *config.restorers],
         "gray_box": [AttackEntry(name, eps=config.eps, steps=_steps(name)) for name in ATTACKS],
         "white_box": WhiteBoxConfig(
-            views=["straight_through", "exact"],
+            views=["straight_through", "detached", "exact"],
             attacks=[
                 AttackEntry("pgd", eps=config.eps, steps=20, eot=config.eot, views=["straight_through"]),
-                AttackEntry("pgd", eps=config.eps, steps=20, eot=config.eot, survivors=True, views=["exact"]),
+                AttackEntry("pgd", eps=config.eps, steps=20, eot=config.eot, survivors=True, views=["detached", "exact"]),
             ],
         ),
     }
 
 
 def classifier_settings(config: RivalsConfig, name: str) -> dict[str, Any]:
-    """FGSM, PGD-20, then APGD-CE and AutoAttack, each on what is left."""
+    """Universal, FGSM, PGD-20, then APGD-CE and AutoAttack, each on what is left."""
     return {
         **_shared(config),
         "classifier": name,
         "restorers": [NO_RESTORER],
         "gray_box": [
+            AttackEntry("universal", eps=config.eps),
             AttackEntry("fgsm", eps=config.eps),
             AttackEntry("pgd", eps=config.eps, steps=20),
             AttackEntry("apgd-ce", eps=config.eps, survivors=True),
@@ -98,7 +108,7 @@ def _shared(config: RivalsConfig) -> dict[str, Any]:
 
 
 def _steps(attack: str) -> int:
-    return 20 if attack == "pgd" else 10
+    return {"pgd": 20, "universal": 100}.get(attack, 10)
 
 
 def run(config: RivalsConfig) -> tuple[list[Table], dict[str, Any]]:
@@ -133,6 +143,11 @@ def run(config: RivalsConfig) -> tuple[list[Table], dict[str, Any]]:
     if pairs:
         figures["feature_denoising"] = blocks(pairs)
         tables.append(blocks_table(figures["feature_denoising"]))
+    with_blocks = config.blocks_with[0] if pairs else None
+    drawn = pictures(config.data, config.classifier, with_blocks, Path(config.results), eps=config.eps, seed=config.seed)
+    if drawn:
+        figures["pictures"] = drawn
+        tables.append(pictures_table(drawn))
     return [*tables, facts_table(figures["facts"])], figures
 
 
@@ -168,8 +183,8 @@ def restorer_row(results: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def classifier_row(results: dict[str, Any], name: str) -> dict[str, Any]:
-    """One classifier alone: clean, FGSM, PGD-20, then what APGD-CE and AutoAttack leave of it."""
-    attacks = {"clean": "none", "fgsm": "fgsm", "pgd": "pgd", "apgd": "apgd-ce", "autoattack": "autoattack"}
+    """One classifier alone: clean, universal, FGSM, PGD-20, then what APGD-CE and AutoAttack leave of it."""
+    attacks = {"clean": "none", **{name: name for name in ("universal", "fgsm", "pgd", "autoattack")}, "apgd": "apgd-ce"}
     entry: dict[str, Any] = {"name": name}
     entry |= {key: _figure(row(results, NO_RESTORER, "gray_box", attack)) for key, attack in attacks.items()}
     cost = results["cost"][NO_RESTORER]
@@ -222,90 +237,3 @@ def _figure(entry: dict[str, Any]) -> dict[str, Any]:
     again = entry.get("resubmitted_accuracy")
     found = {name: entry[name] for name in ("accuracy", "ci95", "n")}
     return found if again is None else {**found, "resubmitted_accuracy": again}
-
-
-def restorer_table(rows: list[dict[str, Any]], results: dict[str, Any]) -> Table:
-    """Restorers before one classifier."""
-    header = ["restorer", "clean", "FGSM", "BIM-10", "PGD-20", "MIM-10", "straight_through", "white_box worst case"]
-    header += ["images/s", "parameters"]
-    lines = []
-    for entry in rows:
-        cells = [interval(entry[key]) for key in ("clean", *ATTACKS)]
-        cells += [interval(entry.get("straight_through")), interval(entry["white_box_worst"])]
-        lines.append([shown_name(entry["name"]), *cells, f"{entry['images_per_second']:,.0f}", f"{entry['parameters']:,}"])
-    random = [entry["name"] for entry in rows if entry["randomised"]]
-    note = (
-        f"Before {results['classifier']['name']}. FGSM to MIM are gray_box: made against the classifier, ignorant of the "
-        "restorer. straight_through: PGD-20 with the identity for the restorer's gradient. The worst case counts an image only "
-        "if it is right clean, under all of these, and under PGD-20 on the true gradient (view exact), which attacks what the "
-        "others left. "
-    )
-    if random:
-        names = ", ".join(random)
-        note += f"Randomised ({names}): gradients averaged over draws; in the worst case right at each of ten resubmissions."
-    return Table("restorers", "Restorers", note, header, lines)
-
-
-def detector_table(rows: list[dict[str, Any]]) -> Table:
-    """Restorer and detector together, counted as MagNet's authors count: a rejected attacked image is right."""
-    lines = []
-    for entry in rows:
-        found = entry.get("with_detector")
-        if found is not None and found["false_positive_rate"] > 0:
-            figures = [share(found.get(key)) for key in ("clean", *ATTACKS)]
-            lines.append([shown_name(entry["name"]), share(found["false_positive_rate"]), *figures])
-    note = (
-        "Gray_box, in the accounting of MagNet's paper: a rejected attacked image counts as right, a rejected clean one as "
-        "wrong. It says nothing about an attacker who knows the detector. Restorers that do not detect are left out."
-    )
-    header = ["restorer", "clean images rejected", "clean", "FGSM", "BIM-10", "PGD-20", "MIM-10"]
-    return Table("detectors", "With their detectors, rejected images counted as right", note, header, lines)
-
-
-def facts_table(found: list[dict[str, Any]]) -> Table:
-    """What the literature leads one to expect of each, and what came out."""
-    said = {True: "yes", False: "NO", None: "–"}
-    lines = [[fact["name"], fact["expected"], share(fact["worst_case"]), said[fact["came_out"]]] for fact in found]
-    note = (
-        "White_box worst case of the restorers, AutoAttack of the classifiers. Expected of networks trained with PGD, TRADES "
-        f"or ALP: at least {KEPT:.0%}; of those never trained on attacked images at most {BROKEN:.0%}; of any others, such as "
-        "those trained with one step of FGSM, nothing.".replace("%", " %")
-    )
-    return Table("facts", "As the literature says?", note, ["name", "expected", "worst case", "came out"], lines)
-
-
-def classifier_table(rows: list[dict[str, Any]]) -> Table:
-    """Classifiers alone."""
-    header = ["classifier", "clean", "FGSM", "PGD-20", "APGD-CE", "AutoAttack", "images/s", "parameters"]
-    lines = [
-        [
-            entry["name"],
-            *(interval(entry[key]) for key in ("clean", "fgsm", "pgd", "apgd", "autoattack")),
-            f"{entry['images_per_second']:,.0f}",
-            f"{entry['parameters']:,}",
-        ]
-        for entry in rows
-    ]
-    note = (
-        "Without a restorer. APGD-CE and AutoAttack (standard: APGD-CE, APGD-T, FAB-T, Square with 5,000 queries) attack what "
-        "the columns before them left, so that their figures are cumulative."
-    )
-    return Table("classifiers", "Classifiers", note, header, lines)
-
-
-def blocks_table(found: dict[str, Any]) -> Table:
-    """Feature denoising against the same network without blocks."""
-    lines = []
-    for first, second in found["pairs"]:
-        for entry in (first, second):
-            lines.append([entry["name"], *(interval(entry[key]) for key in ("clean", "pgd", "apgd"))])
-    gained = []
-    for key in ("clean", "pgd", "apgd"):
-        gain = found["gains"][key]
-        span = "" if gain["ci95"] is None else f" [{points(gain['ci95'][0])}, {points(gain['ci95'][1])}]"
-        gained.append(f"{points(gain['mean'])} points{span}")
-    lines.append([f"gain of the blocks, mean over {len(found['pairs'])} seeds", *gained])
-    note = (
-        "The same recipe, data and seed with and without denoising blocks; Student's 95 % interval over the seeds' differences."
-    )
-    return Table("blocks", "Feature denoising", note, ["classifier", "clean", "PGD-20", "then APGD-CE and APGD-T"], lines)

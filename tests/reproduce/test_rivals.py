@@ -11,11 +11,13 @@ import pytest
 import torch
 from scipy import stats
 
-from gandefense import zoo
+from gandefense import classifiers, zoo
+from gandefense.config import DataConfig
+from gandefense.data import datasets
 from gandefense.errors import UserError
-from gandefense.evaluation import cost, metrics
+from gandefense.evaluation import cost, metrics, plots
 from gandefense.evaluation.settings import resolve
-from gandefense.reproduce import evaluations, rivals
+from gandefense.reproduce import evaluations, rival_pictures, rival_tables, rivals
 from gandefense.reproduce.rivals import RivalsConfig
 from tests.evaluation.conftest import Networks, networks  # noqa: F401  (a fixture)
 
@@ -41,7 +43,7 @@ def test_the_gain_of_the_blocks_is_a_paired_mean_with_students_interval() -> Non
     assert gains["clean"]["mean"] == pytest.approx(0.1)
     assert gains["apgd"] == {"mean": 0.0, "ci95": [0.0, 0.0], "each": [0.0, 0.0, 0.0]}
     assert rivals.blocks(pairs[:1])["gains"]["pgd"]["ci95"] is None
-    assert rivals.blocks_table(rivals.blocks(pairs)).rows[-1][2].startswith("+3.0 points [")
+    assert rival_tables.blocks_table(rivals.blocks(pairs)).rows[-1][2].startswith("+3.0 points [")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_facts_know_who_was_trained_on_attacked_images(name: str, worst: float, 
     (fact,) = rivals.facts(restorers, classifiers)
     assert (fact["worst_case"], fact["came_out"]) == (worst, came_out)
     assert fact["expected"] == ("none" if came_out is None else "at most 10 %")
-    assert rivals.facts_table([fact]).rows[0][-1] == {True: "yes", False: "NO", None: "–"}[came_out]
+    assert rival_tables.facts_table([fact]).rows[0][-1] == {True: "yes", False: "NO", None: "–"}[came_out]
 
 
 @pytest.mark.parametrize("training", ["pgd", "trades", "alp"])
@@ -116,6 +118,7 @@ def test_the_tool_measures_writes_and_uses_again(
     monkeypatch.setattr(cost, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(cost, "LEAST_REPEATS", 1)
     monkeypatch.setattr(metrics, "lpips_network", lambda *_: None)
+    monkeypatch.setattr(rival_pictures, "IMAGES", 8)
     words = [
         "rivals",
         "data.limit=6",
@@ -140,6 +143,8 @@ def test_the_tool_measures_writes_and_uses_again(
     (alone,) = made["classifiers"]
     assert alone["autoattack"]["accuracy"] <= alone["apgd"]["accuracy"] <= alone["pgd"]["accuracy"] <= alone["clean"]["accuracy"]
     assert alone["clean"]["n"] == 6
+    assert {"universal", "fgsm"} <= restored.keys() and 0 <= alone["universal"]["accuracy"] <= 1
+    assert plots.available() == ("pictures" in made) == (tmp_path / "results" / "rivals_universal.png").is_file()
     assert len(made["evaluations"]) == 2 and not any("config" in each for each in made["evaluations"])
     assert networks.trn in made["evaluations"][0]["weights"] and made["evaluations"][1]["versions"]
     page = (tmp_path / "results" / "rivals.md").read_text(encoding="utf-8")
@@ -147,6 +152,23 @@ def test_the_tool_measures_writes_and_uses_again(
     again = tool("reproduce", *words)
     assert again[0] == 0 and again[1].count("measured before") == 2
     assert out.count("measured before") == 0
+
+
+def test_pictures_of_a_network_with_denoising_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_cifar10: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(rival_pictures, "IMAGES", 6)
+    network = classifiers.build("resnet9_narrow_denoise_mean", datasets.describe("cifar10"))
+    monkeypatch.setattr(zoo, "load_classifier", lambda _: network.eval())
+    data = DataConfig()
+    found = rival_pictures.pictures(data, "a", "b", tmp_path, eps=8 / 255, seed=0)
+    assert {figure["file"] for figure in found.values()} == {path.name for path in tmp_path.iterdir()}
+    assert found["denoising"]["classifier"] == "b" and len(found["denoising"]["blocks"]) == 4
+    table = rival_pictures.pictures_table(found)
+    assert len(table.rows) == 5 and all(name in table.note for name in ("rivals_denoising.png", "rivals_universal.png"))
+    monkeypatch.setattr(plots, "available", lambda: False)
+    assert rival_pictures.pictures(data, "a", "b", tmp_path, eps=8 / 255, seed=0) == {}
 
 
 @pytest.mark.parametrize(
