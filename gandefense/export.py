@@ -48,7 +48,8 @@ class FixedRounds(Restorer):
 
     def __init__(self, restorer: GANRestorer) -> None:
         super().__init__()
-        self.networks, self.detector, self.limit = restorer.networks, restorer.detector, restorer.limit
+        self.networks, self.regenerate = restorer.networks, restorer.regenerate
+        self.detector, self.limit = restorer.detector, restorer.limit
         self.threshold, self.rounds, self.tolerance = restorer.threshold, restorer.rounds, restorer.tolerance
 
     def forward(self, images: Tensor) -> Restoration:
@@ -59,7 +60,7 @@ class FixedRounds(Restorer):
         flagged = active = score > self.limit
         before, restored = first.cleaned, images
         for number in range(1, self.rounds + 1):
-            regenerated = self.networks.regenerate(judged)
+            regenerated = self.regenerate(judged)
             restored = torch.where(active.view(-1, 1, 1, 1), regenerated, restored)
             if number < self.rounds:
                 judged = self.networks.judge(regenerated)

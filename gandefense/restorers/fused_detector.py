@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gandefense.errors import UserError
@@ -48,11 +49,12 @@ SIGNALS = (Signal("perturbation"), Signal("l1"), Signal("jsd", 10.0), Signal("js
 
 
 class FusedDetector(nn.Module):
-    """The largest of several signals, each in units of its own spread on clean images.
+    """The sum of several signals, each in units of its own spread on clean images, with nothing below 0.
 
-    score = max_i (m_i − centre_i) / spread_i: a clean image's median is 0 in every signal, and 1 is where each of them
-    alone would reject the chosen share of clean images. It rises with every signal. No attacked image takes part in
-    choosing it, so that nothing in it is fitted to the attacks it is measured against.
+    score = Σ_i softplus((m_i − centre_i) / spread_i): a clean image's median is 0 in every signal, and 1 is where each of
+    them alone would reject the chosen share of clean images. It rises with every signal; one that lies far below its
+    median cannot make up for another that stands out, and none is without a gradient. No attacked image takes part in
+    choosing it, and no weight is learnt, so that nothing in it is fitted to the attacks it is measured against.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] → logits (B, K).
@@ -95,7 +97,7 @@ class FusedDetector(nn.Module):
         """The score (B,) of signals (B, S)."""
         centre = marks.new_tensor([signal.centre for signal in self.signals])
         spread = marks.new_tensor([signal.spread for signal in self.signals])
-        return ((marks - centre) / spread).amax(1)
+        return F.softplus((marks - centre) / spread).sum(1)
 
     def description(self) -> dict[str, Any]:
         """What a weights file keeps of it; `from_description` reads it."""

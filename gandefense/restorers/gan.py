@@ -101,6 +101,7 @@ class GANRestorer(Restorer):
         rounds: the most rounds an image gets.
         tolerance: mean absolute difference, in pixel units, under which two versions agree.
         detector: gives the score by which an image is flagged at first; None: the attack logit does.
+        generator: off, what the ISMN left takes the place of what the generator makes of it; to see which part helps.
     """
 
     def __init__(
@@ -111,10 +112,12 @@ class GANRestorer(Restorer):
         rounds: int = 2,
         tolerance: float = 4 / 255,
         detector: FusedDetector | None = None,
+        generator: bool = True,
     ) -> None:
         super().__init__()
         self.networks = networks
         self.detector = detector
+        self.generator = generator
         self.threshold = threshold
         self.rounds = rounds
         self.tolerance = tolerance
@@ -126,6 +129,10 @@ class GANRestorer(Restorer):
     def score(self, images: Tensor, judged: Judged) -> Tensor:
         """The score (B,) by which images (B, C, H, W) in [0, 1] are flagged, whatever the detector is."""
         return judged.logit if self.detector is None else self.detector(images, judged)
+
+    def regenerate(self, judged: Judged, *, constant_level: bool = False) -> Tensor:
+        """The second half of a round, images (B, C, H, W) in [0, 1]; without the generator, what the ISMN left."""
+        return self.networks.regenerate(judged, constant_level=constant_level) if self.generator else judged.cleaned
 
     @property
     def limit(self) -> float:
@@ -142,7 +149,7 @@ class GANRestorer(Restorer):
             judged = self.networks.judge(images)
             score = self.score(images, judged)
             share = torch.sigmoid((score - self.limit) / SOFTNESS).view(-1, 1, 1, 1)
-            return images + share * (self.networks.regenerate(judged) - images), score
+            return images + share * (self.regenerate(judged) - images), score
         restoration = self._loop(images, constant_level=view == "detached")
         return restoration.images, restoration.score
 
@@ -156,7 +163,7 @@ class GANRestorer(Restorer):
         before = judged.cleaned
         for number in range(1, self.rounds + 1):
             if len(active):
-                regenerated = self.networks.regenerate(judged, constant_level=constant_level)
+                regenerated = self.regenerate(judged, constant_level=constant_level)
                 restored = restored.index_copy(0, active, regenerated)
             maps[f"round_{number}"] = restored
             if number == self.rounds or not len(active):
@@ -176,10 +183,13 @@ def from_weights(tensors: dict[str, Tensor], description: dict[str, Any], classi
     """A restorer from the contents of a weights file; raises UserError when they do not fit together."""
     networks = rebuild(GANNetworks, description.get("network"), tensors, source=source)
     loop = description.get("loop")
-    if not isinstance(loop, dict) or not loop.keys() <= {"threshold", "rounds", "tolerance"}:
+    if not isinstance(loop, dict) or not loop.keys() <= {"threshold", "rounds", "tolerance", "generator"}:
         raise UserError(f"{source}: its description of the network is incomplete (the loop)")
+    if type(loop.get("generator", True)) is not bool:
+        raise UserError(f"{source}: its generator is either on or off, got {loop['generator']!r}")
     for name, value in loop.items():
-        finite_number(value, name, source=source, infinite=name == "threshold")
+        if name != "generator":
+            finite_number(value, name, source=source, infinite=name == "threshold")
     rounds = loop.get("rounds", 1)
     if type(rounds) is not int or not 1 <= rounds <= MOST_ROUNDS:
         raise UserError(f"{source}: its rounds must be 1 … {MOST_ROUNDS}, got {rounds!r}")

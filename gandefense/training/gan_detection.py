@@ -47,7 +47,7 @@ def calibrate(
     """A fused detector whose scales and threshold come from clean validation images alone.
 
     Each signal is centred at its median and scaled so that 1 is the threshold at which it alone would reject the fraction
-    `rate`; the threshold of the largest of them is then raised until the whole rejects no more than that.
+    `rate`; the threshold of the fused score is the one at which the whole rejects no more than that.
 
     Args:
         networks: trained, on the device.

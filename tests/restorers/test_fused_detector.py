@@ -42,10 +42,14 @@ def test_signals_are_what_their_names_say(images: Tensor) -> None:
     assert torch.allclose(marks[:, 3], reconstruction_error(images, judged.cleaned, 2).log(), atol=1e-4)
 
 
-def test_the_score_is_the_largest_in_units_of_its_own_spread() -> None:
+def test_the_score_is_a_sum_in_units_of_each_signals_spread() -> None:
     detector = FusedDetector(nn.Identity(), FOUR)
     marks = torch.tensor([[2.5, -3.0, -8.0], [0.5, -2.0, -8.0], [0.5, -3.0, -7.5], [0.5, -3.0, -8.0]])
-    assert detector.fuse(marks).tolist() == [1.0, 2.0, 0.5, 0.0]
+    nothing, one, two, half = (math.log(1 + math.exp(value)) for value in (0.0, 1.0, 2.0, 0.5))
+    expected = [one + 2 * nothing, two + 2 * nothing, half + 2 * nothing, 3 * nothing]
+    assert detector.fuse(marks).tolist() == pytest.approx(expected, rel=1e-5)
+    below = detector.fuse(torch.tensor([[2.5, -100.0, -100.0]])).item()
+    assert below == pytest.approx(one, rel=1e-5), "nothing cancels a signal that stands out"
     assert (detector.fuse(marks + torch.rand(4, 3)) >= detector.fuse(marks)).all(), "it falls with no signal"
 
 

@@ -49,7 +49,6 @@ def test_no_more_clean_images_are_flagged_than_asked_for(rate: float) -> None:
         scaled = (column - signal.centre) / signal.spread
         assert scaled.median().item() == pytest.approx(0, abs=1e-3), signal
         assert (scaled > 1 + 1e-4).float().mean().item() <= rate + 1e-6, signal
-    assert detector.threshold >= 1, "the largest of several needs a higher threshold than each alone"
 
 
 def test_a_signal_that_sees_noise_carries_the_fused_score() -> None:
