@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gandefense.evaluation.wording import Table
-from gandefense.reproduce import rivals
+from gandefense.reproduce import gan_levels, rivals
 
 # name → (schema of configs/reproduce/NAME.yaml, what makes the table and returns its parts as text and as figures)
 TABLES: dict[str, tuple[type, Callable[[Any], tuple[list[Table], dict[str, Any]]]]] = {
     "rivals": (rivals.RivalsConfig, rivals.run),
+    "gan-levels": (gan_levels.GANLevelsConfig, gan_levels.run),
+    "gan-celeba": (gan_levels.GANLevelsConfig, partial(gan_levels.run, name="gan-celeba")),
 }

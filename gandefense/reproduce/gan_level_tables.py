@@ -30,9 +30,7 @@ def shown_eps(attack: str, eps: float) -> str:
     return f"{eps:g}" if attack.startswith("gaussian") or eps >= 0.1 else pixels(eps)
 
 
-def level_table(
-    rows: list[dict[str, Any]], published: list[dict[str, Any]], names: list[str], config: GANLevelsConfig
-) -> Table:
+def level_table(rows: list[dict[str, Any]], published: list[dict[str, Any]], names: list[str], config: GANLevelsConfig) -> Table:
     """Every reading at every level, every threat; below, what was published."""
     header = ["reading of “level”", "level", "threat", *(shown_name(name) for name in names), "published rivals"]
     lines = []
@@ -100,5 +98,3 @@ def quality_table(rows: list[dict[str, Any]]) -> Table:
         lines.append([row["attack"], *psnr, *lpips])
     note = "Against the clean image, mean over the images that the attack changed: PSNR in dB, higher is nearer; LPIPS, lower is."
     return Table("quality", "How near to the clean image", note, header, lines)
-
-

@@ -72,10 +72,14 @@ def level_settings(config: GANLevelsConfig) -> dict[str, Any]:
 
 
 def probes(config: GANLevelsConfig) -> list[AttackEntry]:
-    """What rounds and parts are compared under: noise at every level, FGSM and PGD at `eps`; all gray_box."""
+    """What rounds and parts are compared under: the first noise, or else every reading, at every level; FGSM and PGD at `eps`.
+
+    All gray_box.
+    """
     noise = [reading for reading in config.readings if not reading.endswith("_linf")][:1]
-    found = [attack_at(config, reading, level) for reading in noise for level in config.levels]
-    return [*found, *(attack_at(config, reading, config.eps) for reading in ("fgsm_linf", "pgd_linf"))]
+    asked = [(reading, level) for reading in noise or config.readings for level in config.levels]
+    asked += [(reading, config.eps) for reading in ("fgsm_linf", "pgd_linf")]
+    return [attack_at(config, *each) for each in dict.fromkeys(asked)]
 
 
 def probe_settings(config: GANLevelsConfig, classifier: str, restorers: list[str]) -> dict[str, Any]:
@@ -101,9 +105,12 @@ def _shared(config: GANLevelsConfig) -> dict[str, Any]:
 
 
 def variant(config: GANLevelsConfig, folder: Path, *, rounds: int, generator: bool = True) -> str:
-    """The path of our defence with another loop: the same networks in a file of their own, written if it is not there."""
+    """The name of our defence with another loop: the same networks in a file of their own, written if it is not there."""
     tensors, description = load_weights(zoo.find(config.ours))
-    loop = {**description["loop"], "rounds": rounds, "generator": generator}
+    before = {"rounds": 1, "generator": True, **description["loop"]}
+    loop = {**before, "rounds": rounds, "generator": generator}
+    if loop == before:
+        return config.ours
     name = zoo.content_hash(config.ours)[:12] + (f"-rounds-{rounds}" if generator else "-ismn-only")
     path = folder / "variants" / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,9 +149,7 @@ def run(config: GANLevelsConfig, name: str = "gan-levels") -> tuple[list[Table],
     figures: dict[str, Any] = {
         "levels": level_rows(config, whole),
         "controls": control_rows(config, whole),
-        "rounds": [
-            {"rounds": rounds, **probe_figures(config, before_teacher, path)} for rounds, path in by_rounds.items()
-        ],
+        "rounds": [{"rounds": rounds, **probe_figures(config, before_teacher, path)} for rounds, path in by_rounds.items()],
         "parts": part_rows(config, before_teacher, before_student, cleaned, once),
         "quality": quality_rows(config, before_teacher, cleaned, once),
         "published": tables.PUBLISHED.get(config.data.name, []),
