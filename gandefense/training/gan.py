@@ -29,7 +29,8 @@ from gandefense.training.classifier import accuracy
 from gandefense.training.distillation import StudentConfig, clean_logits, distillation, student_step
 from gandefense.training.gan_batch import Mix, Piece, Replay, fakes, perturbed, replayed
 from gandefense.training.gan_detection import calibrate
-from gandefense.training.gan_validation import choose_threshold, grids, validate
+from gandefense.training.gan_looking import look
+from gandefense.training.gan_validation import choose_threshold, validate
 from gandefense.training.parts import check_parts, parts
 from gandefense.training.run import check_finite, check_settings, open_run
 from gandefense.training.state import (
@@ -375,8 +376,9 @@ def _train(config: GANConfig, device: torch.device) -> Path:
             if run.step % config.run.image_every == 0 or step + 1 == options.steps:
                 if distributed.is_first():
                     restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
-                    run.log(validate(restorer, judge, held_out, validation, device))
-                    grids(run, restorer, held_out, validation, device)
+                    seen = validate(restorer, judge, held_out, validation, device)
+                    run.log(seen.figures)
+                    look(run, restorer, seen, held_out, validation)
                 distributed.barrier()
             if run.checkpoint_due():
                 check_finite(means, run)
@@ -420,7 +422,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
             if run.step % config.run.image_every == 0 or step + 1 == config.adapt.steps:
                 if distributed.is_first():
                     student.eval()
-                    run.log(validate(restorer, judge, held_out, validation, device))
+                    run.log(validate(restorer, judge, held_out, validation, device).figures)
                     student.train()
                 distributed.barrier()
             if run.checkpoint_due():
@@ -435,7 +437,8 @@ def _train(config: GANConfig, device: torch.device) -> Path:
             save_weights(run.folder / "student.safetensors", student.state_dict(), card)
             if config.loop.detector == "fused":
                 restorer.detector = calibrate(average.module, judge, validation, config.loop.false_positive_rate, device)
-            measured = validate(restorer, judge, held_out, validation, device)
+            seen = validate(restorer, judge, held_out, validation, device)
+            measured = seen.figures
             metadata = {
                 "kind": "gan",
                 "data": data.name,
@@ -445,6 +448,8 @@ def _train(config: GANConfig, device: torch.device) -> Path:
                 "loop": {"threshold": restorer.threshold, "rounds": config.loop.rounds, "tolerance": config.loop.tolerance},
                 "measured": measured,
             }
+            look(run, restorer, seen, held_out, validation)
+            run.compare(measured)
             if restorer.detector is not None:
                 metadata["detector"] = restorer.detector.description()
             path = run.finish(average.module.state_dict(), metadata)
