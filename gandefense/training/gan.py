@@ -448,7 +448,8 @@ def _train(config: GANConfig, device: torch.device) -> Path:
                 "loop": {"threshold": restorer.threshold, "rounds": config.loop.rounds, "tolerance": config.loop.tolerance},
                 "measured": measured,
             }
-            look(run, restorer, seen, held_out, validation)
+            if config.adapt.steps or restorer.detector is not None:  # neither was there when phase 2 was looked at
+                look(run, restorer, seen, held_out, validation)
             run.compare(measured)
             if restorer.detector is not None:
                 metadata["detector"] = restorer.detector.description()

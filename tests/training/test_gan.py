@@ -182,7 +182,12 @@ def test_tensorboard_has_scalars_and_grids(finished: Path) -> None:
 
     events = EventAccumulator(str(finished)).Reload()
     assert {"student/loss", "train/loss", "train/loss_discriminator", "validation/clean"} <= set(events.Tags()["scalars"])
-    assert {"pictures/attacked", "pictures/gaussian_0.3"} <= set(events.Tags()["images"])
+    assert {"validation/auroc_gaussian_0.2", "validation/level_within_one_step"} <= set(events.Tags()["scalars"])
+    levels = {f"pictures/gaussian_{level}" for level in (0.2, 0.3, 0.4)}
+    assert {"pictures/attacked", *levels} <= set(events.Tags()["images"])
+    assert "detection/levels/text_summary" in events.Tags()["tensors"]
+    settings = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    assert b"train.noise_share" in settings and b"run.folder" not in settings
     assert [event.step for event in events.Images("pictures/attacked")] == [16, 32, 40]
     # TensorBoard shows neither of a scalar and a picture of the same name.
     assert not set(events.Tags()["scalars"]) & set(events.Tags()["images"])
