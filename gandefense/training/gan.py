@@ -402,9 +402,9 @@ def _train(config: GANConfig, device: torch.device) -> Path:
                     restored = restorer(piece.images).images
                 with part.drawing():
                     untouched = torch.rand(len(restored), 1, 1, 1, device=device) < config.adapt.clean_share
-                seen = torch.where(untouched, piece.clean, restored).contiguous(memory_format=torch.channels_last)
+                shown = torch.where(untouched, piece.clean, restored).contiguous(memory_format=torch.channels_last)
                 with autocast(device, config.run.precision):
-                    answers = student(seen).float()
+                    answers = student(shown).float()
                 temperature = config.distil.temperature
                 loss = temperature**2 * distillation(answers / temperature, piece.goal / temperature)
                 (part.share * loss).backward()

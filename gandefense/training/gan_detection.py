@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gandefense.attacks.random_step import perturbation_level
 from gandefense.attacks.suite import AttackSpec, attack, predict
 from gandefense.data import datasets
 from gandefense.data.batches import batches, to_float
@@ -16,16 +17,18 @@ from gandefense.evaluation.metrics import auroc, share_above, threshold
 from gandefense.evaluation.wording import number, share
 from gandefense.restorers.fused_detector import SIGNALS, FusedDetector, Signal
 from gandefense.restorers.gan import GANNetworks
+from gandefense.training.gan_validation import nearest_level
 
 BATCH = 128
 NARROWEST = 1e-6  # spread of a signal that is the same on all images
 
 # What a detector is tried on; it is not chosen by them.
 TRIED = (
-    AttackSpec("pgd", eps=8 / 255, steps=20),
-    AttackSpec("fgsm", eps=8 / 255),
     AttackSpec("gaussian[-1,1]", eps=0.2),
     AttackSpec("gaussian[-1,1]", eps=0.4),
+    AttackSpec("fgsm", eps=8 / 255),
+    AttackSpec("pgd", eps=8 / 255, steps=10),
+    AttackSpec("pgd", eps=2 / 255, steps=10),  # smaller than anything the shipped defence was trained on
 )
 
 
@@ -81,11 +84,12 @@ def calibrate(
 
 def table(entries: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """What `measure` found as header and rows: a line for each attack and signal."""
-    header = ["attack", "eps", "n", "signal", "AUROC", "detected", "clean images flagged"]
+    header = ["attack", "eps", "n", "signal", "AUROC", "detected", "clean images flagged", "level within one step"]
     rows = [
         [
             *(entry["attack"], f"{entry['eps']:.3g}", str(entry["n"]), name),
-            *(number(found["auroc"]), share(found["tpr"]), share(found["false_positive_rate"])),
+            *(number(found["auroc"], 4), share(found["tpr"]), share(found["false_positive_rate"])),
+            share(entry["level"] if name == "fused" else None),
         ]
         for entry in entries
         for name, found in entry["signals"].items()
@@ -112,19 +116,23 @@ def measure(
     these clean images, so that signals can be compared; it is not the calibrated one.
 
     Returns:
-        One entry an attack: "attack", "eps", "n" and "signals": name → "auroc" and "tpr", None where the attack had no
-        success; "fused" is the detector as it is, with "tpr" at its calibrated threshold and "false_positive_rate".
+        One entry an attack: "attack", "eps", "n", "level" (the share of levels estimated at most one of gan_validation's
+        steps off) and "signals": name → "auroc" and "tpr"; None where the attack had no success. "fused" is the
+        detector as it is, with "tpr" at its calibrated threshold and "false_positive_rate".
     """
     held = [(images.contiguous(memory_format=torch.channels_last), labels) for images, labels in batches(clean, BATCH, device)]
     before = torch.cat([marks(networks, detector, images) for images, _ in held]).cpu()
     entries = []
     for spec in tried:
-        met = []
+        met, near = [], []
         for images, labels in held:
             attacked = attack(detector.classifier, images, labels, spec).images
             kept = (predict(detector.classifier, attacked) != labels) & (attacked != images).flatten(1).any(1)
             if kept.any():
                 met.append(marks(networks, detector, attacked[kept]).cpu())
+                with torch.no_grad():
+                    estimated = nearest_level(networks.judge(attacked[kept]).level.float())
+                near.append((estimated - nearest_level(perturbation_level(attacked[kept], images[kept]))).abs().cpu() <= 1)
         after = torch.cat(met) if met else before[:0]
         columns = {title(signal): (before[:, i], after[:, i], None) for i, signal in enumerate(detector.signals)}
         columns["fused"] = (detector.fuse(before), detector.fuse(after), detector.threshold)
@@ -136,5 +144,6 @@ def measure(
                 "tpr": share_above(high, limit) if len(high) else None,
                 "false_positive_rate": share_above(low, limit),
             }
-        entries.append({"attack": spec.title(), "eps": spec.eps, "n": len(after), "signals": found})
+        level = torch.cat(near).float().mean().item() if near else None
+        entries.append({"attack": spec.title(), "eps": spec.eps, "n": len(after), "level": level, "signals": found})
     return entries

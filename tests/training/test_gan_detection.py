@@ -60,6 +60,7 @@ def test_a_signal_that_sees_noise_carries_the_fused_score() -> None:
     assert found["signals"]["l1"]["auroc"] > 0.99 and found["signals"]["fused"]["auroc"] > 0.95
     assert found["signals"]["fused"]["tpr"] > 0.9 > 0.8 > found["signals"]["perturbation"]["auroc"]
     assert found["signals"]["fused"]["false_positive_rate"] == pytest.approx(0.05, abs=0.011)
+    assert 0 <= found["level"] <= 1 and nothing["level"] is None
     assert nothing["n"] == 0 and nothing["signals"]["fused"]["auroc"] is None, "nothing was changed"
     header, rows = table([found, nothing])
     assert all(len(row) == len(header) for row in rows) and rows[-1][4] == "–"
