@@ -143,7 +143,8 @@ def run(config: GANLevelsConfig, name: str = "gan-levels") -> tuple[list[Table],
     results = [whole, before_teacher]
     before_student = None
     if config.student is not None:
-        before_student = measured(probe_settings(config, config.student, [cleaned, once, config.ours]), folder)
+        shown = list(dict.fromkeys([cleaned, once, config.ours]))
+        before_student = measured(probe_settings(config, config.student, shown), folder)
         results.append(before_student)
 
     figures: dict[str, Any] = {
