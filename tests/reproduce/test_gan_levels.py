@@ -126,7 +126,7 @@ def test_the_tool_measures_every_reading_and_part(
     tensors, card = load_weights(networks.classifier)
     save_weights(student, {name: tensor * 0.9 for name, tensor in tensors.items()}, card)
     words = [
-        *("gan-levels", "data.limit=6", "batch_size=6", "device=cpu", "pgd_steps=1", "rounds=[1,2]", "levels=[0.2]"),
+        *("gan-levels", "data.limit=4", "batch_size=4", "device=cpu", "pgd_steps=1", "rounds=[1,2]", "levels=[0.2]"),
         *(f"classifier={networks.classifier}", f"ours={gan}", "rivals=[]", f"student={student}", f"sources=[{student}]"),
         *("readings=['gaussian[-1,1]', fgsm_linf]", f"folder={tmp_path / 'runs'}", f"results={tmp_path / 'results'}"),
     ]
@@ -140,7 +140,7 @@ def test_the_tool_measures_every_reading_and_part(
         ("fgsm_linf", "black_box"),
         ("fgsm_linf", "white_box"),
     ]
-    assert all(row["accuracy"][name]["n"] == 6 for row in made["levels"] for name in ("none", gan))
+    assert all(row["accuracy"][name]["n"] == 4 for row in made["levels"] for name in ("none", gan))
     assert [row["labels"] for row in made["controls"]] == ["true", "predicted", "random_target"]
     assert made["controls"][0]["accuracy"] == made["levels"][2]["accuracy"]
     assert [row["rounds"] for row in made["rounds"]] == [1, 2]
