@@ -48,24 +48,26 @@ class FixedRounds(Restorer):
 
     def __init__(self, restorer: GANRestorer) -> None:
         super().__init__()
-        self.networks = restorer.networks
+        self.networks, self.regenerate = restorer.networks, restorer.regenerate
+        self.detector, self.limit = restorer.detector, restorer.limit
         self.threshold, self.rounds, self.tolerance = restorer.threshold, restorer.rounds, restorer.tolerance
 
     def forward(self, images: Tensor) -> Restoration:
         """Restore images (B, C, H, W) in [0, 1] as `GANRestorer` does; `maps` is empty."""
         first: Judged = self.networks.judge(images)
         judged = first
-        flagged = active = first.logit > self.threshold
+        score = first.logit if self.detector is None else self.detector(images, first)
+        flagged = active = score > self.limit
         before, restored = first.cleaned, images
         for number in range(1, self.rounds + 1):
-            regenerated = self.networks.regenerate(judged)
+            regenerated = self.regenerate(judged)
             restored = torch.where(active.view(-1, 1, 1, 1), regenerated, restored)
             if number < self.rounds:
                 judged = self.networks.judge(regenerated)
                 settled = (regenerated - before).abs().mean((1, 2, 3)) < self.tolerance
                 active = active & ~(settled & (judged.logit <= self.threshold))
                 before = regenerated
-        return Restoration(restored, first.logit, flagged, first.level, {})
+        return Restoration(restored, score, flagged, first.level, {})
 
 
 class Exportable(nn.Module):

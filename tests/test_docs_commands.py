@@ -56,6 +56,7 @@ SHORTER: dict[str, str] = {
     "docs/examples/imagenet_cost.py": "",
     "tools/example_pictures.py": "images=1 folder=runs/pictures",
     "tools/restore_images.py": "--overwrite",
+    "tools/calibrate_detector.py": "limit=2",
     "tools/publish.py": "",
     "tools/report.py": "",
     "tools/fetch_data.py": "",

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Put a finished run's network into the package, with a card that says where every figure comes from.
 
-usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors]
+usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors] [classifier=NAME]
 
+classifier= is for a restorer whose classifier lies in its own run folder (a GAN defence with answers: student): publish that
+one first, weights=student.safetensors, and give its name.
 NAME is a zoo name such as cifar10/gan. Publish once, evaluate NAME, and publish again with the results: figures of other
 weights are refused. Weights are stored as float16 where float32 would exceed 16 MiB.
 """
@@ -29,8 +31,10 @@ OF_THE_MACHINE = {"run": ("folder", "device"), "data": ("root",)}  # settings th
 def main(arguments: list[str]) -> None:
     words = [word for word in arguments if "=" not in word]
     options = dict(word.split("=", 1) for word in arguments if "=" in word)
-    if len(words) != 2 or set(options) - {"results", "weights"}:
-        raise UserError("usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors]")
+    if len(words) != 2 or set(options) - {"results", "weights", "classifier"}:
+        raise UserError(
+            "usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors] [classifier=NAME]"
+        )
     run, name = Path(words[0]), words[1]
     if not re.fullmatch(r"[a-z0-9_]+/[a-z0-9_-]+", name):
         raise UserError(f"a zoo name is DATASET/NAME in small letters, got {name!r}")
@@ -38,6 +42,11 @@ def main(arguments: list[str]) -> None:
     if not {"kind", "data"} <= description.keys():
         raise UserError(f"{run}: the weights do not say what they are")
     description = portable(description)
+    if "classifier" in options:
+        published = fingerprint(zoo.load_classifier(options["classifier"]))
+        if description.get("classifier_fingerprint") != published:
+            raise UserError(f"{run} was not trained for the weights of {options['classifier']}")
+        description["classifier"] = options["classifier"]
     if "classifier" in description:
         description["classifier_fingerprint"] = fingerprint(zoo.load_classifier(description["classifier"]))
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > LARGEST:

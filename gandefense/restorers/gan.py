@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from gandefense.errors import UserError
 from gandefense.restorers.base import Restoration, Restorer
+from gandefense.restorers.fused_detector import FusedDetector, from_description
 from gandefense.restorers.generator import Generator
 from gandefense.restorers.perturbation_classifier import PerturbationClassifier
 from gandefense.restorers.sparsity_mapping import ISMNS
 from gandefense.weights_io import finite_number, rebuild
 
 MOST_ROUNDS = 1000  # that a weights file may ask for
-SOFTNESS = 1.0  # temperature of the soft decision that the `smooth` view differentiates, in units of the attack logit
+SOFTNESS = 1.0  # temperature of the soft decision that the `smooth` view differentiates, in units of the score
 
 
 class Round(NamedTuple):
@@ -91,19 +92,32 @@ class GANRestorer(Restorer):
     """The loop around the networks.
 
     An image that is not flagged leaves untouched. A flagged one is cleaned and regenerated; the result is given to the
-    detector again, and the image is finished when it passes *and* the last two versions agree (the cleaned image
-    counts as the version before the first), or after `rounds` rounds. Finished images leave the batch.
+    perturbation classifier again, and the image is finished when it passes *and* the last two versions agree (the
+    cleaned image counts as the version before the first), or after `rounds` rounds. Finished images leave the batch.
 
     Args:
         networks: ISMN, perturbation classifier, generator.
         threshold: of the attack logit, chosen on validation images for a false-positive rate.
         rounds: the most rounds an image gets.
         tolerance: mean absolute difference, in pixel units, under which two versions agree.
+        detector: gives the score by which an image is flagged at first; None: the attack logit does.
+        generator: off, what the ISMN left takes the place of what the generator makes of it; to see which part helps.
     """
 
-    def __init__(self, networks: GANNetworks, *, threshold: float = 0.0, rounds: int = 2, tolerance: float = 4 / 255) -> None:
+    def __init__(
+        self,
+        networks: GANNetworks,
+        *,
+        threshold: float = 0.0,
+        rounds: int = 2,
+        tolerance: float = 4 / 255,
+        detector: FusedDetector | None = None,
+        generator: bool = True,
+    ) -> None:
         super().__init__()
         self.networks = networks
+        self.detector = detector
+        self.generator = generator
         self.threshold = threshold
         self.rounds = rounds
         self.tolerance = tolerance
@@ -112,29 +126,44 @@ class GANRestorer(Restorer):
         """Restore a batch; `maps` holds the sparsity map, what the ISMN left, and the image after each round."""
         return self._loop(images, constant_level=False)
 
+    def score(self, images: Tensor, judged: Judged) -> Tensor:
+        """The score (B,) by which images (B, C, H, W) in [0, 1] are flagged, whatever the detector is."""
+        return judged.logit if self.detector is None else self.detector(images, judged)
+
+    def regenerate(self, judged: Judged, *, constant_level: bool = False) -> Tensor:
+        """The second half of a round, images (B, C, H, W) in [0, 1]; without the generator, what the ISMN left."""
+        return self.networks.regenerate(judged, constant_level=constant_level) if self.generator else judged.cleaned
+
+    @property
+    def limit(self) -> float:
+        """The score above which an image is flagged."""
+        return self.threshold if self.detector is None else self.detector.threshold
+
     def scored(self, images: Tensor, view: str) -> tuple[Tensor, Tensor]:
         """Restored images and attack logits with a gradient.
 
         The decisions are hard thresholds: their gradient is zero almost everywhere, in every view but `smooth`, which
-        mixes image and restored image by a sigmoid of the attack logit. `detached` also holds the level constant.
+        mixes image and restored image by a sigmoid of the score. `detached` also holds the level constant.
         """
         if view == "smooth":
-            first = self.networks(images)
-            share = torch.sigmoid((first.logit - self.threshold) / SOFTNESS).view(-1, 1, 1, 1)
-            return images + share * (first.regenerated - images), first.logit
+            judged = self.networks.judge(images)
+            score = self.score(images, judged)
+            share = torch.sigmoid((score - self.limit) / SOFTNESS).view(-1, 1, 1, 1)
+            return images + share * (self.regenerate(judged) - images), score
         restoration = self._loop(images, constant_level=view == "detached")
         return restoration.images, restoration.score
 
     def _loop(self, images: Tensor, *, constant_level: bool) -> Restoration:
         first = self.networks.judge(images)
-        flagged = first.logit.detach() > self.threshold
+        score = self.score(images, first)
+        flagged = score.detach() > self.limit
         maps = {"sparsity": first.sparsity, "cleaned": first.cleaned}
         active = flagged.nonzero()[:, 0]
         restored, judged = images, first.rows(active)
         before = judged.cleaned
         for number in range(1, self.rounds + 1):
             if len(active):
-                regenerated = self.networks.regenerate(judged, constant_level=constant_level)
+                regenerated = self.regenerate(judged, constant_level=constant_level)
                 restored = restored.index_copy(0, active, regenerated)
             maps[f"round_{number}"] = restored
             if number == self.rounds or not len(active):
@@ -147,18 +176,23 @@ class GANRestorer(Restorer):
             # With a gradient, once more for the images that go on: what was judged above has none.
             judged = self.networks.judge(before) if regenerated.requires_grad and len(active) else judged.rows(goes_on)
         maps["residual"] = images - restored
-        return Restoration(restored, first.logit, flagged, first.level, maps)
+        return Restoration(restored, score, flagged, first.level, maps)
 
 
 def from_weights(tensors: dict[str, Tensor], description: dict[str, Any], classifier: nn.Module, source: Path) -> GANRestorer:
     """A restorer from the contents of a weights file; raises UserError when they do not fit together."""
     networks = rebuild(GANNetworks, description.get("network"), tensors, source=source)
     loop = description.get("loop")
-    if not isinstance(loop, dict) or not loop.keys() <= {"threshold", "rounds", "tolerance"}:
+    if not isinstance(loop, dict) or not loop.keys() <= {"threshold", "rounds", "tolerance", "generator"}:
         raise UserError(f"{source}: its description of the network is incomplete (the loop)")
+    if type(loop.get("generator", True)) is not bool:
+        raise UserError(f"{source}: its generator is either on or off, got {loop['generator']!r}")
     for name, value in loop.items():
-        finite_number(value, name, source=source, infinite=name == "threshold")
+        if name != "generator":
+            finite_number(value, name, source=source, infinite=name == "threshold")
     rounds = loop.get("rounds", 1)
     if type(rounds) is not int or not 1 <= rounds <= MOST_ROUNDS:
         raise UserError(f"{source}: its rounds must be 1 … {MOST_ROUNDS}, got {rounds!r}")
-    return GANRestorer(networks, **loop)
+    about = description.get("detector")
+    detector = None if about is None else from_description(about, classifier, source=source)
+    return GANRestorer(networks, **loop, detector=detector)

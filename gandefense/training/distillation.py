@@ -25,8 +25,10 @@ class StudentConfig:
     batch_size: int = 128  # images per step
     learning_rate: float = 0.02  # peak, SGD with momentum 0.9
     temperature: float = 4.0  # of teacher and student (Papernot et al. 2016); the student answers at temperature 1
-    eps: float = 8 / 255  # largest budget of the single-step attack on the student, drawn uniformly from 0 for each image
-    noise: float = 0.4  # largest Gaussian level on the [-1, 1] scale, on every fourth image
+    eps: float = 8 / 255  # largest budget of the attack on the student itself, drawn uniformly from 0 for each image
+    attack_steps: int = 1  # of that attack: 1, a single one from a random start; more, PGD with steps of 2.5 · budget / steps
+    noise: float = 0.4  # largest Gaussian level on the [-1, 1] scale
+    noise_every: int = 4  # every fourth image is noisy instead of attacked; 2: every second; 1: all, and none is attacked
 
 
 def distillation(logits: Tensor, goal: Tensor) -> Tensor:
@@ -39,7 +41,8 @@ def student_step(
 ) -> Tensor:
     """One distillation loss: the student on attacked and noisy images against the teacher's soft labels on the clean ones.
 
-    The attack is one signed step from a random start on the student itself, with a budget drawn for each image.
+    The attack takes signed steps from a random start on the student itself, with a budget drawn for each image: one step of
+    1.25 times the budget (Wong et al. 2020), or several (Madry et al. 2018).
 
     Args:
         config: temperature, budgets, noise.
@@ -52,16 +55,21 @@ def student_step(
     temperature = config.temperature
     with torch.no_grad():
         soft = teacher(clean) / temperature
+    share = 1.25 if config.attack_steps == 1 else 2.5 / config.attack_steps
     with frozen(student):
         with part.drawing():
             budget = config.eps * torch.rand(len(clean), 1, 1, 1, device=clean.device)
-            start = (clean + budget * (2 * torch.rand_like(clean) - 1)).clamp(0, 1).requires_grad_(True)
-        (gradient,) = torch.autograd.grad(distillation(student(start) / temperature, soft), start)
-    attacked = (clean + ((start.detach() - clean) + 1.25 * budget * gradient.sign()).clamp(-budget, budget)).clamp(0, 1)
-    fourth = (part.rows % 4 == 0).nonzero()[:, 0].to(clean.device)  # every fourth image of the batch
-    with part.drawing(part.rows[part.rows % 4 == 0] // 4, -(-part.batch // 4)):
-        levels = config.noise * torch.rand(len(fourth), 1, 1, 1, device=clean.device)
-        attacked[fourth] = gaussian_signed(clean[fourth], levels)
+            attacked = (clean + budget * (2 * torch.rand_like(clean) - 1)).clamp(0, 1)
+        for _ in range(config.attack_steps):
+            attacked.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(distillation(student(attacked) / temperature, soft), attacked)
+            moved = (attacked.detach() - clean) + share * budget * gradient.sign()
+            attacked = (clean + moved.clamp(-budget, budget)).clamp(0, 1)
+    is_noisy = part.rows % config.noise_every == 0
+    noisy = is_noisy.nonzero()[:, 0].to(clean.device)
+    with part.drawing(part.rows[is_noisy] // config.noise_every, -(-part.batch // config.noise_every)):
+        levels = config.noise * torch.rand(len(noisy), 1, 1, 1, device=clean.device)
+        attacked[noisy] = gaussian_signed(clean[noisy], levels)
     return temperature**2 * distillation(student(attacked) / temperature, soft)
 
 

@@ -1,4 +1,8 @@
-"""Training the GAN defence: a distilled student, then ISMN, perturbation classifier, generator and discriminator together."""
+"""Training the GAN defence in three phases, each of which goes on where it was stopped.
+
+1. `distil`: teacher → student, with adversarial training. 2. `train`: ISMN, perturbation classifier and generator against the
+discriminator. 3. `adapt`: the student on what the finished restorer hands it; off by default.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,9 @@ from gandefense.training.batch_norm import synchronised
 from gandefense.training.classifier import accuracy
 from gandefense.training.distillation import StudentConfig, clean_logits, distillation, student_step
 from gandefense.training.gan_batch import Mix, Piece, Replay, fakes, perturbed, replayed
-from gandefense.training.gan_validation import choose_threshold, grids, validate
+from gandefense.training.gan_detection import calibrate
+from gandefense.training.gan_looking import look
+from gandefense.training.gan_validation import choose_threshold, validate
 from gandefense.training.parts import check_parts, parts
 from gandefense.training.run import check_finite, check_settings, open_run
 from gandefense.training.state import (
@@ -37,6 +43,9 @@ from gandefense.training.state import (
     warm_cosine,
 )
 from gandefense.weights_io import save_weights
+
+ANSWERS = ("teacher", "student")
+DETECTORS = ("perturbation", "fused")
 
 
 @dataclass
@@ -87,12 +96,28 @@ class GANTrainConfig:
 
 
 @dataclass
+class AdaptConfig:
+    """Phase 3: the student learns the teacher's soft labels on what the finished restorer makes of phase 2's batches.
+
+    A restored image is not a clean one: it is smoother, and the generator has habits. Neither the teacher nor the student of
+    phase 1 has seen such images.
+    """
+
+    steps: int = 0  # 0: no such phase
+    batch_size: int = 128  # images per step
+    learning_rate: float = 0.005  # peak, SGD with momentum 0.9; the temperature is that of `distil`
+    noise_share: float = 0.5  # of a batch: Gaussian noise, as in phase 2; the rest are rows of the attacked set
+    clean_share: float = 0.25  # of the batch: images that the restorer has not seen at all, so that clean accuracy stays
+
+
+@dataclass
 class LoopConfig:
     """The detect → clean → regenerate loop at test time, see GANRestorer."""
 
     rounds: int = 2  # the most that an image gets
     tolerance: float = 4 / 255  # mean absolute difference under which two rounds agree, in pixel units
     false_positive_rate: float = 0.05  # of the detection threshold, on validation images
+    detector: str = "perturbation"  # who flags an image: perturbation (the perturbation classifier), or fused (all signals)
 
 
 @dataclass
@@ -103,6 +128,7 @@ class GANConfig:
     run: RunConfig = field(default_factory=RunConfig)
     classifier: str = "cifar10/classifier"  # the defended classifier, and the student's teacher
     student: str = "same"  # the student's architecture; "same": the teacher's, started from its weights
+    answers: str = "teacher"  # who classifies restored images: teacher (the classifier above), or student (the distilled one)
     attacked: AttackedSetConfig = field(default_factory=AttackedSetConfig)
     validation_rows: int = 1536  # attacked validation images, to watch the training by
     validation_budgets: list[float] = field(default_factory=lambda: [8 / 255])  # at which they are attacked, in pixel units
@@ -111,6 +137,7 @@ class GANConfig:
     distil: StudentConfig = field(default_factory=StudentConfig)
     train: GANTrainConfig = field(default_factory=GANTrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     resume: str | None = None  # a run folder to go on with; on the command line, alone
 
@@ -139,6 +166,9 @@ def _train(config: GANConfig, device: torch.device) -> Path:
             "train.steps": options.steps,
             "train.batch_size": options.batch_size,
             "distil.batch_size": config.distil.batch_size,
+            "distil.attack_steps": config.distil.attack_steps,
+            "distil.noise_every": config.distil.noise_every,
+            "adapt.batch_size": config.adapt.batch_size,
             "loss.r1_every": weights.r1_every,
             "loop.rounds": config.loop.rounds,
             "validation_rows": config.validation_rows,
@@ -146,6 +176,12 @@ def _train(config: GANConfig, device: torch.device) -> Path:
         positive={"train.learning_rate": options.learning_rate, "distil.temperature": config.distil.temperature},
         fractions={"loop.false_positive_rate": config.loop.false_positive_rate},
     )
+    for name, value, known in (("answers", config.answers, ANSWERS), ("loop.detector", config.loop.detector, DETECTORS)):
+        if value not in known:
+            raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+    for name in ("noise_share", "clean_share"):
+        if not 0 <= getattr(config.adapt, name) <= 1:
+            raise UserError(f"adapt.{name} must lie in [0, 1], got {getattr(config.adapt, name)}")
     if options.noise_share + options.random_step_share + options.replay_share > 1:
         raise UserError("train.noise_share, random_step_share and replay_share together exceed 1")
     check_parts(
@@ -153,6 +189,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
         {
             "train.batch_size": min(options.batch_size, config.attacked.rows),
             "distil.batch_size": config.distil.batch_size,
+            "adapt.batch_size": min(config.adapt.batch_size, config.attacked.rows),
         },
     )
     autocast(device, config.run.precision)
@@ -205,7 +242,8 @@ def _train(config: GANConfig, device: torch.device) -> Path:
             discriminator_optimiser=discriminator_optimiser,
         )
         restorer = GANRestorer(average.module, rounds=config.loop.rounds, tolerance=config.loop.tolerance).eval()
-        bar = run.progress(config.distil.steps + options.steps, "step", "gan")
+        judge = teacher if config.answers == "teacher" else student
+        bar = run.progress(config.distil.steps + options.steps + config.adapt.steps, "step", "gan")
 
         # Phase 1: teacher → student.
         augment = augmentation(data.size, flip=data.flips)
@@ -340,28 +378,83 @@ def _train(config: GANConfig, device: torch.device) -> Path:
             if run.step % config.run.image_every == 0 or step + 1 == options.steps:
                 if distributed.is_first():
                     restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
-                    run.log(validate(restorer, teacher, held_out, validation, device))
-                    grids(run, restorer, held_out, validation, device)
+                    seen = validate(restorer, judge, held_out, validation, device)
+                    run.log(seen.figures)
+                    look(run, restorer, seen, held_out, validation)
                 distributed.barrier()
             if run.checkpoint_due():
                 check_finite(means, run)
                 run.save()
 
+        # Phase 3: the student behind the finished restorer.
+        restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
+        if config.adapt.steps:
+            student.train().requires_grad_(True)
+        for step in range(run.step - config.distil.steps - options.steps, config.adapt.steps):
+            rows = batch_indices(len(attacked), config.adapt.batch_size, step, config.run.seed + 1)
+            noisy = round(config.adapt.noise_share * len(rows))
+            mix = Mix(len(rows), noisy, noisy, noisy, noise_level=options.noise_level)
+            for group in student_optimiser.param_groups:
+                group["lr"] = config.adapt.learning_rate * warm_cosine(step, config.adapt.steps, warmup=50)
+            student_optimiser.zero_grad(set_to_none=True)
+            mine = parts(len(rows), options.accumulate, device)
+            for part in mine:
+                piece = perturbed(part, rows, mix, replay=None, **sources)
+                with torch.no_grad():
+                    restored = restorer(piece.images).images
+                with part.drawing():
+                    untouched = torch.rand(len(restored), 1, 1, 1, device=device) < config.adapt.clean_share
+                shown = torch.where(untouched, piece.clean, restored).contiguous(memory_format=torch.channels_last)
+                with autocast(device, config.run.precision):
+                    answers = student(shown).float()
+                temperature = config.distil.temperature
+                loss = temperature**2 * distillation(answers / temperature, piece.goal / temperature)
+                (part.share * loss).backward()
+                right = (answers.argmax(1) == piece.labels).float().mean()
+                means.add(share=part.share, ends_step=part is mine[-1], loss=loss, accuracy=right)
+            distributed.sum_gradients(student)
+            student_optimiser.step()
+            run.extra = {}
+            run.step = config.distil.steps + options.steps + step + 1
+            bar.update()
+            if run.step % config.run.log_every == 0 or step + 1 == config.adapt.steps:
+                check_finite(means, run)
+                images_seen = means.steps * len(rows)
+                run.log(means.take("adapt/"), images=images_seen)
+            if run.step % config.run.image_every == 0 or step + 1 == config.adapt.steps:
+                if distributed.is_first():
+                    student.eval()
+                    run.log(validate(restorer, judge, held_out, validation, device).figures)
+                    student.train()
+                distributed.barrier()
+            if run.checkpoint_due():
+                check_finite(means, run)
+                run.save()
+        student.eval().requires_grad_(False)
+
         if distributed.is_first():
-            restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
-            measured = validate(restorer, teacher, held_out, validation, device)
+            card = {"kind": "classifier", "architecture": student_kind, "data": data.name}
+            card |= {"distilled_from": config.classifier, "adversarial": "distilled"}
+            card["config"] = {"distil": asdict(config.distil), "adapt": asdict(config.adapt)}
+            save_weights(run.folder / "student.safetensors", student.state_dict(), card)
+            if config.loop.detector == "fused":
+                restorer.detector = calibrate(average.module, judge, validation, config.loop.false_positive_rate, device)
+            seen = validate(restorer, judge, held_out, validation, device)
+            measured = seen.figures
             metadata = {
                 "kind": "gan",
                 "data": data.name,
-                "classifier": config.classifier,
-                "classifier_fingerprint": fingerprint(teacher),
+                "classifier": config.classifier if judge is teacher else str(run.folder / "student.safetensors"),
+                "classifier_fingerprint": fingerprint(judge),
                 "network": shape,
                 "loop": {"threshold": restorer.threshold, "rounds": config.loop.rounds, "tolerance": config.loop.tolerance},
                 "measured": measured,
             }
-            card = {"kind": "classifier", "architecture": student_kind, "data": data.name}
-            card |= {"distilled_from": config.classifier, "config": {"distil": asdict(config.distil)}}
-            save_weights(run.folder / "student.safetensors", student.state_dict(), card)
+            if config.adapt.steps or restorer.detector is not None:  # neither was there when phase 2 was looked at
+                look(run, restorer, seen, held_out, validation)
+            run.compare(measured)
+            if restorer.detector is not None:
+                metadata["detector"] = restorer.detector.description()
             path = run.finish(average.module.state_dict(), metadata)
             print(f"{readable(measured)}; weights: {path}")
         distributed.barrier()

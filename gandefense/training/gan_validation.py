@@ -1,15 +1,43 @@
-"""What the GAN training loop looks at from time to time: threshold, validation figures, TensorBoard grids."""
+"""What the GAN training loop measures from time to time: threshold, accuracy, detection, attack levels."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from gandefense.attacks.cache import AttackedSet
+from gandefense.attacks.random_step import perturbation_level
 from gandefense.data import datasets
 from gandefense.data.batches import at_once, to_float
+from gandefense.evaluation.metrics import auroc
 from gandefense.restorers.gan import GANNetworks, GANRestorer
-from gandefense.training.run import Run
+
+NOISES = (0.2, 0.3, 0.4)  # Gaussian levels on the [-1, 1] scale
+LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4)  # the steps that levels are told apart by; an estimate belongs to the nearest
+
+
+@dataclass
+class Validation:
+    """What validation images showed.
+
+    Attributes:
+        figures: name → value, for the log.
+        scores: the detector's, name → (N,): "clean", and of each perturbation those with which it misled the classifier.
+        true: (M,) int64, number in LEVELS of each image's perturbation.
+        estimated: (M,) int64, of what the perturbation classifier said.
+    """
+
+    figures: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    true: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    estimated: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    def confusion(self) -> Tensor:
+        """Counts (L, L): rows are the true levels, columns the estimated ones."""
+        size = len(LEVELS)
+        return torch.bincount(self.true * size + self.estimated, minlength=size * size).view(size, size)
 
 
 @torch.no_grad()
@@ -23,13 +51,24 @@ def choose_threshold(networks: GANNetworks, validation: datasets.Images, rate: f
     return logits.float().quantile(1 - rate).item()
 
 
+def nearest_level(levels: Tensor) -> Tensor:
+    """The number (N,) in LEVELS of the step that is nearest to each level (N,)."""
+    return (levels[:, None] - torch.tensor(LEVELS, device=levels.device)).abs().argmin(1)
+
+
 @torch.no_grad()
 def validate(
     restorer: GANRestorer, classifier: nn.Module, attacked: AttackedSet, images: datasets.Images, device: torch.device
-) -> dict[str, float]:
-    """Validation accuracy behind the restorer, in float32: clean, attacked, Gaussian levels; and the rate of flags."""
+) -> Validation:
+    """Validation figures in float32, on clean images, on attacked ones (8/255) and under noise.
+
+    Accuracy behind the restorer; the share that is flagged; AUROC of the detector's score, clean images against those whose
+    perturbation misled the classifier; the share of levels that are estimated at most one step of LEVELS off.
+    """
     restorer.eval()
     right: dict[str, list[Tensor]] = {}
+    scores: dict[str, list[Tensor]] = {}
+    true, estimated = [], []
     generator = torch.Generator().manual_seed(0)
     for rows in torch.arange(len(attacked)).split(at_once(images.images.shape[-1])):
         clean = to_float(images.images[attacked.source[rows]])
@@ -38,25 +77,24 @@ def validate(
         noise = torch.randn(clean.shape, generator=generator)
         inputs = {"attacked": attacked.rows(rows)[flags], "clean": clean[~flags]}
         truth = {"attacked": labels[flags.to(device)], "clean": labels[~flags.to(device)]}
-        for level in (0.2, 0.4):
+        before = {"attacked": clean[flags]}
+        for level in NOISES:
             inputs[f"gaussian_{level}"] = (clean + level / 2 * noise).clamp(0, 1)[~flags]
             truth[f"gaussian_{level}"] = truth["clean"]
         for name, batch in inputs.items():
             if len(batch):
-                restoration = restorer(batch.to(device))
+                placed = batch.to(device)
+                restoration = restorer(placed)
                 right.setdefault(name, []).append(classifier(restoration.images).argmax(1) == truth[name])
                 right.setdefault(f"flagged_{name}", []).append(restoration.flagged)
-    return {f"validation/{name}": torch.cat(values).float().mean().item() for name, values in right.items()}
-
-
-@torch.no_grad()
-def grids(run: Run, restorer: GANRestorer, attacked: AttackedSet, images: datasets.Images, device: torch.device) -> None:
-    """Fixed grids: clean · attacked · sparsity map · cleaned · each round · residual ×10, for the attacks and a noise level."""
-    columns = min(len(attacked), max(4, min(12, 1024 // images.images.shape[-1])))  # fewer of large images
-    rows = torch.linspace(0, len(attacked) - 1, columns).long()  # not every so many, which could be always the same attack
-    clean = to_float(images.images[attacked.source[rows]])
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-    for name, batch in {"attacked": attacked.rows(rows), "gaussian_0.3": (clean + 0.15 * noise).clamp(0, 1)}.items():
-        made = restorer(batch.to(device)).maps
-        rounds = [made[f"round_{number + 1}"] for number in range(restorer.rounds)]
-        run.grid(f"pictures/{name}", [clean, batch, made["sparsity"], made["cleaned"], *rounds, made["residual"] * 5 + 0.5])
+                misled = classifier(placed).argmax(1) != truth[name]
+                scores.setdefault(name, []).append(restoration.score[misled | (name == "clean")].float().cpu())
+                true.append(nearest_level(perturbation_level(batch, before.get(name, clean[~flags]))))
+                estimated.append(nearest_level(restoration.level.float().cpu()))
+    figures = {f"validation/{name}": torch.cat(values).float().mean().item() for name, values in right.items()}
+    seen = Validation(figures, {name: torch.cat(parts) for name, parts in scores.items()}, torch.cat(true), torch.cat(estimated))
+    for name, met in seen.scores.items():
+        if name != "clean" and len(met) and len(seen.scores.get("clean", ())):
+            figures[f"validation/auroc_{name}"] = auroc(seen.scores["clean"], met)
+    figures["validation/level_within_one_step"] = ((seen.true - seen.estimated).abs() <= 1).float().mean().item()
+    return seen

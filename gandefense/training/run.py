@@ -257,6 +257,40 @@ class Run:
         with storing(self.folder):
             self.writer.add_image(tag, make_grid(torch.cat(shaped), nrow=columns, padding=1, pad_value=1.0), self.step)
 
+    def picture(self, tag: str, image: Tensor) -> None:
+        """Write one image (3, H, W) in [0, 1] to TensorBoard as it is."""
+        with storing(self.folder):
+            self.writer.add_image(tag, image, self.step)
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Write a text in Markdown to TensorBoard."""
+        with storing(self.folder):
+            self.writer.add_text(tag, markdown, self.step)
+
+    def compare(self, scalars: dict[str, float]) -> None:
+        """Name the run's settings and final figures for TensorBoard's page of hyperparameters, where runs are compared.
+
+        Args:
+            scalars: names that `log` has been given, and their last values.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        def plain(value: Any) -> Any:
+            return value if isinstance(value, bool | int | float | str) else str(value)
+
+        def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            for name, value in values.items():
+                inner = isinstance(value, dict)
+                found |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": plain(value)}
+            return found
+
+        left_out = ("resume", "run.folder", "run.device", "data.root", "data.download")  # of the machine, not of the recipe
+        settings = {name: value for name, value in flat(self.config).items() if name not in left_out}
+        with storing(self.folder):
+            for summary in hparams(settings, scalars):
+                self.writer.file_writer.add_summary(summary)
+
     def save(self) -> None:
         """Write checkpoint.pt atomically: all parts, step and random states, as tensors and plain containers.
 

@@ -13,6 +13,7 @@ from torch import nn
 
 import gandefense
 from gandefense import classifiers, zoo
+from gandefense.attacks.cache import fingerprint
 from gandefense.data import datasets
 from gandefense.evaluation.records import file_hash
 from gandefense.restorers.trn import TwoStreamRestorationNetwork
@@ -228,3 +229,23 @@ def test_a_mistake_is_one_line_and_publishes_nothing(
     assert err.startswith("error: ")
     assert message.format(run=folder) in err
     assert not list(shipped.rglob("*.*"))
+
+
+def test_a_classifier_of_the_run_folder_gets_a_name_of_its_own(publish: Callable, run_folder: Callable) -> None:
+    folder = run_folder()
+    tensors, card = load_weights(folder / "model.safetensors")
+    save_weights(folder / "student.safetensors", tensors, card)
+    save_weights(folder / "other.safetensors", {name: tensor + 1 for name, tensor in tensors.items()}, card)
+    shape = {"channels": 3, "labels": 10, "width": 8, "blocks": 1}
+    about = {"kind": "trn", "data": "cifar10", "network": shape, "threshold": 1.0}
+    about |= {"classifier": str(folder / "student.safetensors")}
+    about |= {"classifier_fingerprint": fingerprint(zoo.load_classifier(folder / "student.safetensors"))}
+    save_weights(folder / "trn.safetensors", TwoStreamRestorationNetwork(**shape).state_dict(), about)
+    assert publish(folder, "cifar10/judge", "weights=student.safetensors")[0] == 0
+    assert publish(folder, "cifar10/stranger", "weights=other.safetensors")[0] == 0
+    status, _, err = publish(folder, "cifar10/with_judge", "weights=trn.safetensors", "classifier=cifar10/stranger")
+    assert status == 2 and "was not trained for the weights of cifar10/stranger" in err
+    status, _, err = publish(folder, "cifar10/with_judge", "weights=trn.safetensors", "classifier=cifar10/judge")
+    assert status == 0, err
+    assert zoo.describe("cifar10/with_judge")["classifier"] == "cifar10/judge"
+    assert gandefense.load("cifar10/with_judge").name == "cifar10/with_judge"

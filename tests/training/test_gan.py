@@ -28,7 +28,7 @@ from gandefense.errors import UserError
 from gandefense.restorers.gan import GANNetworks
 from gandefense.training import gan
 from gandefense.training.distillation import StudentConfig
-from gandefense.training.gan import GANConfig, GANNetworkConfig, GANTrainConfig, LossConfig, train
+from gandefense.training.gan import AdaptConfig, GANConfig, GANNetworkConfig, GANTrainConfig, LossConfig, train
 from gandefense.training.gan_validation import choose_threshold
 from gandefense.training.run import Run
 from gandefense.weights_io import load_weights, save_weights
@@ -90,6 +90,21 @@ def settings(_small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             )
 
         yield make
+
+
+def _adapting(settings: Callable[..., GANConfig], name: str, **options: object) -> GANConfig:
+    """A shorter training with a third phase, whose student stands behind the restorer, and a fused detector."""
+    config = settings(name, distil=4, steps=6, **options)
+    config.answers, config.loop.detector = "student", "fused"
+    config.distil.attack_steps, config.distil.noise_every = 2, 2
+    config.adapt = AdaptConfig(steps=12, batch_size=16, learning_rate=0.02)
+    return config
+
+
+@pytest.fixture(scope="module")
+def adapted(settings: Callable[..., GANConfig]) -> Path:
+    """The folder of a run with three phases that nobody interrupted."""
+    return train(_adapting(settings, "adapted")).parent
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +182,12 @@ def test_tensorboard_has_scalars_and_grids(finished: Path) -> None:
 
     events = EventAccumulator(str(finished)).Reload()
     assert {"student/loss", "train/loss", "train/loss_discriminator", "validation/clean"} <= set(events.Tags()["scalars"])
-    assert {"pictures/attacked", "pictures/gaussian_0.3"} <= set(events.Tags()["images"])
+    assert {"validation/auroc_gaussian_0.2", "validation/level_within_one_step"} <= set(events.Tags()["scalars"])
+    levels = {f"pictures/gaussian_{level}" for level in (0.2, 0.3, 0.4)}
+    assert {"pictures/attacked", *levels} <= set(events.Tags()["images"])
+    assert "detection/levels/text_summary" in events.Tags()["tensors"]
+    settings = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    assert b"train.noise_share" in settings and b"run.folder" not in settings
     assert [event.step for event in events.Images("pictures/attacked")] == [16, 32, 40]
     # TensorBoard shows neither of a scalar and a picture of the same name.
     assert not set(events.Tags()["scalars"]) & set(events.Tags()["images"])
@@ -230,6 +250,50 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert loops[0] == loops[1]
 
 
+def test_the_third_phase_teaches_the_student_behind_the_restorer(adapted: Path, settings: Callable[..., GANConfig]) -> None:
+    losses = [loss for _, loss in _log(adapted, "adapt/loss")]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    description = load_weights(adapted / "model.safetensors")[1]
+    assert description["classifier"] == str(adapted / "student.safetensors")
+    assert {signal["kind"] for signal in description["detector"]["signals"]} == {"perturbation", "l1", "jsd"}
+    card = load_weights(adapted / "student.safetensors")[1]
+    assert (card["adversarial"], card["config"]["adapt"]["steps"]) == ("distilled", 12)
+    defended, student = gandefense.load(adapted), zoo.load_classifier(adapted / "student.safetensors")
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(defended.classifier(images), student(images)), "the student answers"
+    flagged = defended.restore(to_float(datasets.load(DataConfig(), "validation").images)).flagged.float().mean().item()
+    assert flagged == pytest.approx(0.05, abs=1 / 30), "the fused threshold was chosen for this rate on these images"
+
+
+def test_the_third_phase_resumes_bit_for_bit(
+    adapted: Path, settings: Callable[..., GANConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def until(*words: int) -> Tensor:
+        taken.append(words)
+        if len(taken) > 16:
+            raise KeyboardInterrupt
+        return batch_indices(*words)
+
+    config = _adapting(settings, "third phase stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(gan, "batch_indices", until)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    (folder,) = Path(config.run.folder).iterdir()
+    config.resume = str(folder)
+    torch.manual_seed(99)
+    assert train(config).parent == folder
+    resumed, whole = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder, adapted))
+    for part in PARTS:
+        assert _same(resumed["parts"][part], whole["parts"][part]), part
+    assert _log(folder, "adapt/loss") == _log(adapted, "adapt/loss")
+    detectors = [load_weights(path / "model.safetensors")[1]["detector"] for path in (folder, adapted)]
+    assert detectors[0] == detectors[1]
+
+
 def test_a_finished_run_is_not_trained_again(
     finished: Path, settings: Callable[..., GANConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,6 +352,11 @@ def test_rows_without_clean_ones_validate_on_what_there_is(settings: Callable[..
         ("train.batch_size", 0, "train.batch_size must be at least 1, got 0"),
         ("distil.batch_size", 0, "distil.batch_size must be at least 1, got 0"),
         ("loss.r1_every", 0, "loss.r1_every must be at least 1, got 0"),
+        ("distil.noise_every", 0, "distil.noise_every must be at least 1, got 0"),
+        ("distil.attack_steps", 0, "distil.attack_steps must be at least 1, got 0"),
+        ("adapt.clean_share", 1.5, "adapt.clean_share must lie in .0, 1., got 1.5"),
+        ("answers", "nobody", "unknown answers 'nobody'; known: teacher, student"),
+        ("loop.detector", "magic", "unknown loop.detector 'magic'; known: perturbation, fused"),
         ("loop.rounds", 0, "loop.rounds must be at least 1, got 0"),
         ("loop.false_positive_rate", 0.0, "loop.false_positive_rate must lie between 0 and 1, got 0.0"),
         ("distil.temperature", 0.0, "distil.temperature must be positive, got 0.0"),

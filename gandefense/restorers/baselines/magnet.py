@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gandefense.errors import UserError
 from gandefense.restorers.base import Restoration, Restorer
+from gandefense.restorers.signals import jensen_shannon, reconstruction_error
 from gandefense.weights_io import finite_number, rebuild
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
@@ -73,18 +74,6 @@ class AutoEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] → reconstructions of the same shape and range."""
         return self.with_activity(images)[0]
-
-
-def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
-    """Jensen-Shannon divergence (B,) of softmax(first) and softmax(second), both logits (B, K); from 0 to ln 2 (nats)."""
-    first, second = F.log_softmax(first, 1), F.log_softmax(second, 1)
-    mean = torch.logaddexp(first, second) - math.log(2)
-    return 0.5 * ((first.exp() * (first - mean)).sum(1) + (second.exp() * (second - mean)).sum(1))
-
-
-def reconstruction_error(images: Tensor, reconstruction: Tensor, power: int) -> Tensor:
-    """Mean (B,) of |x − AE(x)|^power over the pixels of images (B, C, H, W)."""
-    return (images - reconstruction).abs().pow(power).flatten(1).mean(1)
 
 
 # kind → (images, their reconstructions, the classifier's logits on either, temperature) → marks (B,), higher = stranger

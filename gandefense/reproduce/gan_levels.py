@@ -1,0 +1,294 @@
+"""Tables 3 and 4 of the ISMN paper: accuracy at its attack levels, under every reading of the word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gandefense import zoo
+from gandefense.attacks.spec import AttackSpec
+from gandefense.config import DataConfig
+from gandefense.errors import UserError
+from gandefense.evaluation.cells import NO_RESTORER
+from gandefense.evaluation.settings import AttackEntry, BlackBoxConfig, WhiteBoxConfig
+from gandefense.evaluation.wording import Table
+from gandefense.reproduce import gan_level_tables as tables
+from gandefense.reproduce.evaluations import measured
+from gandefense.reproduce.writing import check_folder
+from gandefense.weights_io import load_weights, save_weights
+
+READINGS = ("gaussian[-1,1]", "gaussian[0,1]", "fgsm_linf", "pgd_linf")
+CONTROLS = ("predicted", "random_target")  # of FGSM: without the true label nothing can leak through it
+CLEAN = "clean"
+
+
+@dataclass
+class GANLevelsConfig:
+    """tools/reproduce.py gan-levels and gan-celeba"""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(limit=1000))
+    classifier: str = "cifar10/classifier"  # stands behind every restorer, but for the rows that name the distilled one
+    ours: str = "cifar10/gan"  # a GAN defence: zoo name, run folder or .safetensors file
+    student: str | None = None  # its distilled classifier, such as RUN_FOLDER/student.safetensors; null: rows without it
+    rivals: list[str] = field(default_factory=list)  # restorers as they stand, before the same classifier
+    readings: list[str] = field(default_factory=lambda: list(READINGS))  # of the word "level"
+    levels: list[float] = field(default_factory=lambda: [0.2, 0.3, 0.4])
+    pgd_steps: int = 20
+    sources: list[str] = field(default_factory=list)  # other classifiers, for black_box by transfer; empty: none
+    views: list[str] = field(default_factory=lambda: ["detached"])  # what a white_box attacker differentiates
+    rounds: list[int] = field(default_factory=lambda: [1, 2, 3, 4])  # how many help
+    eps: float = 8 / 255  # of the gray_box FGSM and PGD beside the levels, where rounds and parts are compared
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int = 100
+    folder: str = "runs/reproduce"  # evaluations, resumed when killed and used again when finished
+    results: str = "results"  # folder of the JSON file and of the page
+
+
+def attack_at(config: GANLevelsConfig, reading: str, level: float, **more: Any) -> AttackEntry:
+    """The attack that a level stands for under a reading."""
+    if reading.endswith("_linf"):
+        name = reading.removesuffix("_linf")
+        return AttackEntry(name, eps=level, steps=config.pgd_steps if name == "pgd" else None, **more)
+    return AttackEntry(reading, eps=level, **more)
+
+
+def level_settings(config: GANLevelsConfig) -> dict[str, Any]:
+    """Every reading at every level, gray_box; the searched ones also as black_box and white_box, FGSM with its controls."""
+    searched = [reading for reading in config.readings if reading.endswith("_linf")]
+    gray = [attack_at(config, reading, level) for reading in config.readings for level in config.levels]
+    if "fgsm_linf" in config.readings:
+        gray += [attack_at(config, "fgsm_linf", level, labels=labels) for level in config.levels for labels in CONTROLS]
+    known = [attack_at(config, reading, level) for reading in searched for level in config.levels]
+    return {
+        **_shared(config),
+        "classifier": config.classifier,
+        "restorers": [NO_RESTORER, *config.rivals, config.ours],
+        "gray_box": gray,
+        "black_box": BlackBoxConfig(sources=config.sources if known else [], transfer=known),
+        "white_box": WhiteBoxConfig(views=config.views if known else [], attacks=known),
+    }
+
+
+def probes(config: GANLevelsConfig) -> list[AttackEntry]:
+    """What rounds and parts are compared under: the first noise, or else every reading, at every level; FGSM and PGD at `eps`.
+
+    All gray_box.
+    """
+    noise = [reading for reading in config.readings if not reading.endswith("_linf")][:1]
+    asked = [(reading, level) for reading in noise or config.readings for level in config.levels]
+    asked += [(reading, config.eps) for reading in ("fgsm_linf", "pgd_linf")]
+    return [attack_at(config, *each) for each in dict.fromkeys(asked)]
+
+
+def probe_settings(config: GANLevelsConfig, classifier: str, restorers: list[str]) -> dict[str, Any]:
+    """Restorers before a classifier, under the probes."""
+    return {
+        **_shared(config),
+        "classifier": classifier,
+        "restorers": [NO_RESTORER, *restorers],
+        "gray_box": probes(config),
+        "black_box": BlackBoxConfig(sources=[], transfer=[]),
+        "white_box": WhiteBoxConfig(views=[], attacks=[]),
+    }
+
+
+def _shared(config: GANLevelsConfig) -> dict[str, Any]:
+    return {
+        "data": config.data,
+        "seed": config.seed,
+        "device": config.device,
+        "batch_size": config.batch_size,
+        "images": 2,
+    }
+
+
+def variant(config: GANLevelsConfig, folder: Path, *, rounds: int, generator: bool = True) -> str:
+    """The name of our defence with another loop: the same networks in a file of their own, written if it is not there."""
+    tensors, description = load_weights(zoo.find(config.ours))
+    before = {"rounds": 1, "generator": True, **description["loop"]}
+    loop = {**before, "rounds": rounds, "generator": generator}
+    if loop == before:
+        return config.ours
+    name = zoo.content_hash(config.ours)[:12] + (f"-rounds-{rounds}" if generator else "-ismn-only")
+    path = folder / "variants" / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        save_weights(path, tensors, {**description, "loop": loop})
+    return str(path)
+
+
+def run(config: GANLevelsConfig, name: str = "gan-levels") -> tuple[list[Table], dict[str, Any]]:
+    """Measure what is not measured yet, and put the tables together.
+
+    Args:
+        config: networks, readings, levels.
+        name: of the folder of its evaluations, in `config.folder`.
+
+    Returns:
+        The page's tables, and the figures for the JSON file.
+
+    Raises:
+        UserError: before any work, an unknown network or reading, values out of range, or folders that cannot be written.
+    """
+    folder = Path(config.folder) / name
+    check(config, folder)
+    whole = measured(level_settings(config), folder)
+    by_rounds = {rounds: variant(config, folder, rounds=rounds) for rounds in config.rounds}
+    cleaned = variant(config, folder, rounds=1, generator=False)
+    once = variant(config, folder, rounds=1)
+    restorers = list(dict.fromkeys([cleaned, once, *by_rounds.values(), config.ours]))
+    before_teacher = measured(probe_settings(config, config.classifier, restorers), folder)
+    results = [whole, before_teacher]
+    before_student = None
+    if config.student is not None:
+        shown = list(dict.fromkeys([cleaned, once, config.ours]))
+        before_student = measured(probe_settings(config, config.student, shown), folder)
+        results.append(before_student)
+
+    figures: dict[str, Any] = {
+        "levels": level_rows(config, whole),
+        "controls": control_rows(config, whole),
+        "rounds": [{"rounds": rounds, **probe_figures(config, before_teacher, path)} for rounds, path in by_rounds.items()],
+        "parts": part_rows(config, before_teacher, before_student, cleaned, once),
+        "quality": quality_rows(config, before_teacher, cleaned, once),
+        "published": tables.PUBLISHED.get(config.data.name, []),
+        # how each was made: evaluations used again are older than this table
+        "evaluations": [{key: value for key, value in result["made"].items() if key != "config"} for result in results],
+    }
+    names = [NO_RESTORER, *config.rivals, config.ours]
+    made = [
+        tables.level_table(figures["levels"], figures["published"], names, config),
+        tables.control_table(figures["controls"], names),
+        tables.rounds_table(figures["rounds"], probe_names(config)),
+        tables.parts_table(figures["parts"], probe_names(config), has_student=config.student is not None),
+        tables.quality_table(figures["quality"]),
+    ]
+    return [table for table in made if table.rows], figures
+
+
+def check(config: GANLevelsConfig, folder: Path) -> None:
+    """Raise UserError for unknown networks or readings, values out of range, or folders that cannot be written."""
+    for reading in config.readings:
+        if reading not in READINGS:
+            raise UserError(f"unknown reading {reading!r}; known: {', '.join(READINGS)}")
+    if not config.levels or not all(0 < level <= 1 for level in config.levels):
+        raise UserError(f"levels lie above 0 and up to 1, at least one; got {config.levels}")
+    if not config.rounds or min(config.rounds) < 1:
+        raise UserError(f"rounds are at least 1, got {config.rounds}")
+    names = [config.classifier, *config.rivals, config.ours, *config.sources, *([config.student] if config.student else [])]
+    kinds = {name: zoo.describe(name).get("kind") for name in names}
+    if kinds[config.ours] != "gan":
+        raise UserError(f"ours={config.ours} is a {kinds[config.ours]!r}, not a GAN defence")
+    for place in (folder, Path(config.results)):
+        check_folder(place)
+
+
+def find(
+    results: dict[str, Any], restorer: str, threat: str, entry: AttackEntry | None, view: str | None = None
+) -> dict[str, Any] | None:
+    """The row of a restorer under an attack with these settings (None: clean images); None where it was not measured."""
+    spec = None if entry is None else entry.spec()
+    for row in results["rows"]:
+        if (row["restorer"], row["threat"]) != (restorer, threat) or view not in (None, row["view"]):
+            continue
+        if spec is None and row["attack"] == "none":
+            return row
+        if spec is not None and _is(row, spec):
+            return row
+    return None
+
+
+def _is(row: dict[str, Any], spec: AttackSpec) -> bool:
+    return (row["attack"], row["labels"]) == (spec.attack, spec.labels) and abs(row["eps"] - spec.eps) < 1e-9
+
+
+def figure(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Accuracy, interval and n of a row."""
+    return None if row is None else {name: row[name] for name in ("accuracy", "ci95", "n")}
+
+
+def undefended(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same of the classifier alone under the same attack, made against itself."""
+    return None if row is None else {"accuracy": row["undefended_accuracy"], "ci95": row["undefended_ci95"], "n": row["n"]}
+
+
+def level_rows(config: GANLevelsConfig, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Clean images, then reading by reading and level by level, threat by threat: every restorer's accuracy."""
+    names = [*config.rivals, config.ours]
+    clean = {name: figure(find(results, name, "gray_box", None)) for name in [NO_RESTORER, *names]}
+    rows: list[dict[str, Any]] = [{"reading": CLEAN, "level": None, "threat": None, "view": None, "accuracy": clean}]
+    for reading in config.readings:
+        for level in config.levels:
+            entry = attack_at(config, reading, level)
+            asked = [("gray_box", None)]
+            if reading.endswith("_linf"):
+                asked += [("black_box", f"transfer: {source}") for source in config.sources]
+                asked += [("white_box", view) for view in config.views]
+            for threat, view in asked:
+                found = {name: find(results, name, threat, entry, view) for name in names}
+                accuracy = {NO_RESTORER: undefended(found[config.ours])}
+                accuracy |= {name: figure(row) for name, row in found.items()}
+                rows.append({"reading": reading, "level": level, "threat": threat, "view": view, "accuracy": accuracy})
+    return rows
+
+
+def control_rows(config: GANLevelsConfig, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """FGSM gray_box at every level, towards the true label's loss and without it."""
+    if "fgsm_linf" not in config.readings:
+        return []
+    rows = []
+    for level in config.levels:
+        for labels in ("true", *CONTROLS):
+            entry = attack_at(config, "fgsm_linf", level, labels=labels)
+            found = {name: find(results, name, "gray_box", entry) for name in [*config.rivals, config.ours]}
+            accuracy = {NO_RESTORER: undefended(found[config.ours]), **{name: figure(row) for name, row in found.items()}}
+            rows.append({"level": level, "labels": labels, "accuracy": accuracy})
+    return rows
+
+
+def probe_names(config: GANLevelsConfig) -> list[str]:
+    """Clean images and the probes, as the tables name them."""
+    return [CLEAN, *(f"{entry.attack} {tables.shown_eps(entry.attack, entry.eps)}" for entry in probes(config))]
+
+
+def probe_figures(config: GANLevelsConfig, results: dict[str, Any], restorer: str) -> dict[str, Any]:
+    """A restorer's accuracy under each probe, by its name."""
+    entries = [None, *probes(config)]
+    found = [figure(find(results, restorer, "gray_box", entry)) for entry in entries]
+    return {"accuracy": dict(zip(probe_names(config), found, strict=True))}
+
+
+def part_rows(
+    config: GANLevelsConfig, teacher: dict[str, Any], student: dict[str, Any] | None, cleaned: str, once: str
+) -> list[dict[str, Any]]:
+    """Part by part: nothing, ISMN alone, and with the generator, each before either classifier; then everything."""
+    rows = [
+        {"part": "nothing", **probe_figures(config, teacher, NO_RESTORER)},
+        {"part": "ISMN only", **probe_figures(config, teacher, cleaned)},
+        {"part": "ISMN + generator, one round", **probe_figures(config, teacher, once)},
+        {"part": "ISMN + generator, all rounds", **probe_figures(config, teacher, config.ours)},
+    ]
+    if student is not None:
+        rows += [
+            {"part": "distilled classifier only", **probe_figures(config, student, NO_RESTORER)},
+            {"part": "ISMN + distilled classifier", **probe_figures(config, student, cleaned)},
+            {"part": "ISMN + generator, one round + distilled classifier", **probe_figures(config, student, once)},
+            {"part": "all", **probe_figures(config, student, config.ours)},
+        ]
+    return rows
+
+
+def quality_rows(config: GANLevelsConfig, results: dict[str, Any], cleaned: str, once: str) -> list[dict[str, Any]]:
+    """How near to the clean image attacked images are, and what each part makes of them: mean PSNR and LPIPS."""
+    rows = []
+    for entry, name in zip(probes(config), probe_names(config)[1:], strict=True):
+        row: dict[str, Any] = {"attack": name}
+        for part, restorer in (("ISMN only", cleaned), ("one round", once), ("all rounds", config.ours)):
+            for found in results["restoration"][restorer]:
+                if found["threat"] == "gray_box" and _is(found, entry.spec()):
+                    row["attacked"] = {key: found["attacked"].get(key) for key in ("psnr", "lpips")}
+                    row[part] = {key: found["restored"].get(key) for key in ("psnr", "lpips")}
+        rows.append(row)
+    return rows

@@ -1,0 +1,156 @@
+"""gandefense.reproduce.gan_levels: readings of "level", variants of a defence, and the tables from a real, small evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gandefense import config as configuration
+from gandefense import zoo
+from gandefense.errors import UserError
+from gandefense.evaluation import cost, metrics
+from gandefense.evaluation.settings import resolve
+from gandefense.reproduce import TABLES, gan_levels
+from gandefense.reproduce.gan_level_tables import PUBLISHED, shown_eps
+from gandefense.reproduce.gan_levels import GANLevelsConfig
+from gandefense.restorers.gan import GANNetworks
+from gandefense.weights_io import load_weights, save_weights
+from tests.evaluation.conftest import Networks, networks  # noqa: F401  (a fixture)
+
+ROOT = Path(__file__).parent.parent.parent
+SHAPE = {"channels": 3, "size": 32, "width": 8}
+
+
+@pytest.fixture
+def gan(tmp_path: Path) -> str:
+    """A GAN defence that has learnt nothing, changes images, and flags every one of them."""
+    torch.manual_seed(0)
+    made = GANNetworks(**SHAPE)
+    for layer in (made.ismn.out, made.generator.out):
+        torch.nn.init.normal_(layer.weight, std=0.02)
+    about = {"kind": "gan", "data": "cifar10", "classifier": "cifar10/classifier", "network": SHAPE}
+    path = tmp_path / "gan.safetensors"
+    save_weights(path, made.state_dict(), {**about, "loop": {"threshold": -1e9, "rounds": 2, "tolerance": 0.0}})
+    return str(path)
+
+
+def test_a_level_is_read_as_its_name_says() -> None:
+    config = GANLevelsConfig(pgd_steps=7)
+    entries = [gan_levels.attack_at(config, reading, 0.3) for reading in gan_levels.READINGS]
+    assert [(entry.attack, entry.eps) for entry in entries] == [
+        ("gaussian[-1,1]", 0.3),
+        ("gaussian[0,1]", 0.3),
+        ("fgsm", 0.3),
+        ("pgd", 0.3),
+    ]
+    assert entries[-1].steps == 7
+    assert [shown_eps("pgd", 8 / 255), shown_eps("fgsm", 0.3), shown_eps("gaussian[0,1]", 0.05)] == ["8/255", "0.3", "0.05"]
+
+
+def test_the_papers_tables_are_as_printed() -> None:
+    third = {entry["level"]: (entry["none"], entry["ours"], *entry["rivals"].values()) for entry in PUBLISHED["cifar10"]}
+    assert third == {
+        0.2: (0.482, 0.936, 0.792, 0.895),
+        0.3: (0.374, 0.894, 0.688, 0.853),
+        0.4: (0.268, 0.871, 0.564, 0.816),
+    }
+    fourth = [(entry["attack"], entry["none"], entry["rivals"]["CelebANet"], entry["ours"]) for entry in PUBLISHED["celeba"]]
+    assert fourth == [("FGSM", 0.624, 0.912, 0.927), ("PGD", 0.597, 0.923, 0.936)]
+
+
+@pytest.mark.parametrize("name", ["gan-levels", "gan-celeba"])
+def test_the_shipped_config_asks_for_every_threat(name: str) -> None:
+    config = configuration.load(TABLES[name][0], ROOT / "configs" / "reproduce" / f"{name}.yaml")
+    asked = gan_levels.level_settings(config)
+    searched = {
+        (entry.attack, entry.eps) for entry in asked["gray_box"] if entry.labels == "true" and entry.attack in ("fgsm", "pgd")
+    }
+    assert searched == {(attack, level) for attack in ("fgsm", "pgd") for level in config.levels}
+    assert {(entry.attack, entry.eps) for entry in asked["white_box"].attacks} == searched
+    leaks = {(entry.eps, entry.labels) for entry in asked["gray_box"] if entry.labels != "true"}
+    assert leaks == {(level, labels) for level in config.levels for labels in ("predicted", "random_target")}
+    names = [(entry.attack, entry.eps) for entry in gan_levels.probes(config)]
+    assert len(set(names)) == len(names)
+
+
+def test_rounds_and_parts_are_the_same_networks_with_another_loop(gan: str, tmp_path: Path) -> None:
+    config = GANLevelsConfig(ours=gan)
+    assert gan_levels.variant(config, tmp_path, rounds=2) == gan, "it is that already"
+    cleaned = gan_levels.variant(config, tmp_path, rounds=1, generator=False)
+    assert gan_levels.variant(config, tmp_path, rounds=1, generator=False) == cleaned
+    assert gan_levels.variant(config, tmp_path, rounds=3) != cleaned
+    (tensors, about), (before, _) = load_weights(cleaned), load_weights(gan)
+    assert about["loop"] == {"threshold": -1e9, "rounds": 1, "tolerance": 0.0, "generator": False}
+    assert all(torch.equal(tensors[key], before[key]) for key in before)
+    restorer, images = zoo.load_restorer(cleaned, torch.nn.Identity()), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        restoration = restorer(images)
+    assert torch.equal(restoration.images, restoration.maps["cleaned"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"readings": ["uniform"]}, "unknown reading 'uniform'; known: gaussian"),
+        ({"levels": []}, "at least one"),
+        ({"levels": [2.0]}, "above 0 and up to 1"),
+        ({"rounds": [0, 1]}, "rounds are at least 1"),
+        ({"ours": "cifar10/nothing"}, "cifar10/nothing"),
+        ({"ours": "cifar10/trn"}, "is a 'trn', not a GAN defence"),
+        ({"rivals": ["cifar10/nobody"]}, "cifar10/nobody"),
+        ({"student": "cifar10/no_student"}, "cifar10/no_student"),
+    ],
+)
+def test_a_mistake_is_found_before_any_work(changes: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        gan_levels.check(replace(GANLevelsConfig(), **changes), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tool_measures_every_reading_and_part(
+    tool: Callable,
+    networks: Networks,  # noqa: F811
+    gan: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cost, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(cost, "LEAST_REPEATS", 1)
+    monkeypatch.setattr(metrics, "lpips_network", lambda *_: None)
+    student = tmp_path / "student.safetensors"
+    tensors, card = load_weights(networks.classifier)
+    save_weights(student, {name: tensor * 0.9 for name, tensor in tensors.items()}, card)
+    words = [
+        *("gan-levels", "data.limit=4", "batch_size=4", "device=cpu", "pgd_steps=1", "rounds=[1,2]", "levels=[0.2]"),
+        *(f"classifier={networks.classifier}", f"ours={gan}", "rivals=[]", f"student={student}", f"sources=[{student}]"),
+        *("readings=['gaussian[-1,1]', fgsm_linf]", f"folder={tmp_path / 'runs'}", f"results={tmp_path / 'results'}"),
+    ]
+    status, out, err = tool("reproduce", *words)
+    assert status == 0, err
+    made = json.loads((tmp_path / "results" / "gan-levels.json").read_text(encoding="utf-8"))
+    assert [(row["reading"], row["threat"]) for row in made["levels"]] == [
+        ("clean", None),
+        ("gaussian[-1,1]", "gray_box"),
+        ("fgsm_linf", "gray_box"),
+        ("fgsm_linf", "black_box"),
+        ("fgsm_linf", "white_box"),
+    ]
+    assert all(row["accuracy"][name]["n"] == 4 for row in made["levels"] for name in ("none", gan))
+    assert [row["labels"] for row in made["controls"]] == ["true", "predicted", "random_target"]
+    assert made["controls"][0]["accuracy"] == made["levels"][2]["accuracy"]
+    assert [row["rounds"] for row in made["rounds"]] == [1, 2]
+    parts = {row["part"]: row["accuracy"] for row in made["parts"]}
+    assert len(parts) == 8 and list(parts)[-1] == "all"
+    assert parts["ISMN + generator, all rounds"] == made["rounds"][1]["accuracy"]
+    assert list(parts["nothing"]) == ["clean", "gaussian[-1,1] 0.2", "fgsm 8/255", "pgd 8/255"]
+    assert parts["nothing"]["clean"] == made["levels"][0]["accuracy"]["none"]
+    assert all(row[part]["psnr"] > 0 for row in made["quality"] for part in ("attacked", "ISMN only", "one round", "all rounds"))
+    page = (tmp_path / "results" / "gan-levels.md").read_text(encoding="utf-8")
+    assert "| published, reading not given | 0.2 | not given | 48.2 % | 93.6 % | MagNet 79.2 %, DDSA 89.5 % |" in page
+    assert "## Which part helps" in page and "## How many rounds help" in page and out.count("measured before") == 0
+    resolve(None, gan_levels.level_settings(GANLevelsConfig(rivals=["jpeg"], sources=["cifar10/surrogate"])))
