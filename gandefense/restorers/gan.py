@@ -119,11 +119,34 @@ class GANRestorer(Restorer):
         mixes image and restored image by a sigmoid of the attack logit. `detached` also holds the level constant.
         """
         if view == "smooth":
-            first = self.networks(images)
-            share = torch.sigmoid((first.logit - self.threshold) / SOFTNESS).view(-1, 1, 1, 1)
-            return images + share * (first.regenerated - images), first.logit
+            restored, first = self.soft(images)
+            return restored, first.logit
         restoration = self._loop(images, constant_level=view == "detached")
         return restoration.images, restoration.score
+
+    def soft(self, images: Tensor, *, rounds: int = 1, softness: float = SOFTNESS) -> tuple[Tensor, Round]:
+        """The loop unrolled for a fixed number of rounds with soft decisions, so that every part of it has a gradient.
+
+        Each hard decision "flagged" becomes a probability p = sigmoid((logit − threshold) / softness), and the image the
+        mean over what the loop would return: it leaves before the first round with 1 − p₁, after it with p₁ (1 − p₂), and so
+        on. As in the loop, a round meets the image that the one before regenerated, never a mixture. That two versions
+        agree is not asked: who is judged clean leaves.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            rounds: how many, for every image.
+            softness: temperature of the decisions in units of the attack logit; towards 0 they become hard.
+
+        Returns:
+            Restored images (B, C, H, W), and the first round.
+        """
+        restored, given, going_on, first = images, images, torch.ones(len(images), 1, 1, 1, device=images.device), None
+        for _ in range(rounds):
+            made = self.networks(given)
+            going_on = going_on * torch.sigmoid((made.logit - self.threshold) / softness).view(-1, 1, 1, 1)
+            restored = restored + going_on * (made.regenerated - given)
+            given, first = made.regenerated, made if first is None else first
+        return restored, first
 
     def _loop(self, images: Tensor, *, constant_level: bool) -> Restoration:
         first = self.networks.judge(images)

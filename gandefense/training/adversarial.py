@@ -127,23 +127,34 @@ def loss(
         smoothing: label smoothing of every J.
     """
 
+    clean = logits = None
+    if options.method == "trades":
+        clean = network(images).float()
+        logits = network(attacked).float() if options.beta != 0 else clean
+    elif options.method != "none":
+        logits = network(attacked).float()
+    if clean is None and (options.method in ("none", "alp") or options.clean_weight > 0):
+        clean = network(images).float()
+    return weighed(clean, logits, labels, options, smoothing=smoothing)
+
+
+def weighed(
+    clean: Tensor | None, attacked: Tensor | None, labels: Tensor, options: AdversarialConfig, *, smoothing: float = 0.0
+) -> Tensor:
+    """`loss` from logits (B, K) on clean and on attacked images; None where the method does not look at them."""
+
     def judge(logits: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
     if options.method == "none":
-        return judge(network(images).float())
+        return judge(clean)
     if options.method == "trades":
-        clean = network(images).float()
-        if options.beta == 0:
-            return judge(clean)
-        return judge(clean) + options.beta * divergence(network(attacked), clean)
-    logits = network(attacked).float()
-    total = judge(logits)
+        return judge(clean) + options.beta * divergence(attacked, clean) if options.beta != 0 else judge(clean)
+    total = judge(attacked)
     if options.clean_weight > 0 or options.method == "alp":
-        clean = network(images).float()
         total = options.clean_weight * judge(clean) + (1 - options.clean_weight) * total
         if options.method == "alp":
-            total = total + options.pairing_weight * F.mse_loss(logits, clean)
+            total = total + options.pairing_weight * F.mse_loss(attacked, clean)
     return total
 
 
