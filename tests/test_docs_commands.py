@@ -123,6 +123,7 @@ def words(command: str) -> list[str]:
     for word in rest:
         word = word.replace("start=RUN_FOLDER", f"start={TINY}").replace("RUN_FOLDER", "runs/00000-tiny")
         word = word.replace("RESULTS.json", "results/cifar10_joint.json").replace("output=FOLDER", "output=runs/some")
+        word = word.replace("classifier=runs/00000-tiny/classifier.safetensors", f"classifier={TINY}")  # of a jointly trained run
         filled.append({"NAME": "cifar10/gan"}.get(word, word))
     if tool == "tools/publish.py":
         filled[-1] = "cifar10/published"

@@ -4,7 +4,7 @@
 What it consists of is configs/reproduce/NAME.yaml. Evaluations that are finished in runs/reproduce are used again; a killed
 one goes on.
 
-usage: python tools/reproduce.py NAME [data.limit=N] [key=value …]        (NAME: rivals)
+usage: python tools/reproduce.py NAME [data.limit=N] [key=value …]        (NAME: adaptive, rivals)
 """
 
 import time

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from gandefense.evaluation.wording import Table
-from gandefense.reproduce import rivals
+from gandefense.reproduce import adaptive, rivals
 
 # name → (schema of configs/reproduce/NAME.yaml, what makes the table and returns its parts as text and as figures)
 TABLES: dict[str, tuple[type, Callable[[Any], tuple[list[Table], dict[str, Any]]]]] = {
+    "adaptive": (adaptive.AdaptiveConfig, adaptive.run),
     "rivals": (rivals.RivalsConfig, rivals.run),
 }

@@ -152,8 +152,8 @@ def test_the_tool_measures_writes_and_uses_again(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no table named; known: rivals"),
-        (["fancy"], "unknown table 'fancy'; known: rivals"),
+        ([], "no table named; known: adaptive, rivals"),
+        (["fancy"], "unknown table 'fancy'; known: adaptive, rivals"),
         (["rivals", "data.limits=3"], "data.limit"),
     ],
 )
