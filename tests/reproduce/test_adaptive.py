@@ -13,9 +13,8 @@ import torch
 from gandefense import config
 from gandefense.errors import UserError
 from gandefense.evaluation import cost, metrics
-from gandefense.evaluation.settings import AttackEntry, WhiteBoxConfig
+from gandefense.evaluation.settings import AttackEntry, WhiteBoxConfig, resolve
 from gandefense.evaluation.settings import check as check_evaluation
-from gandefense.evaluation.settings import resolve
 from gandefense.reproduce import adaptive
 from gandefense.reproduce.adaptive import AdaptiveConfig
 from gandefense.weights_io import load_weights
@@ -99,7 +98,7 @@ def test_the_tool_measures_compares_and_quotes(
     words += ["white_box.attacks=[{attack: pgd, steps: 1, eps: 8/255}, {attack: pgd, steps: 1, loss: margin, survivors: true}]"]
     words += ["curves.eps=[0, 64/255]", "curves.images=6", "curves.attack.steps=1"]
     words += [f"folder={tmp_path / 'runs'}", f"results={tmp_path / 'results'}"]
-    status, out, err = tool("reproduce", *words)
+    status, _, err = tool("reproduce", *words)
     assert status == 0, err
     made = json.loads((tmp_path / "results" / "adaptive.json").read_text(encoding="utf-8"))
     alone, defended = made["defences"]
