@@ -158,12 +158,14 @@ def weighed(
     return total
 
 
-def robust_accuracy(network: nn.Module, data: Images, options: AdversarialConfig, device: torch.device) -> float:
+def robust_accuracy(
+    network: nn.Module, data: Images, options: AdversarialConfig, device: torch.device, batch_size: int = 250
+) -> float:
     """Fraction of the first validation images that stay right under PGD-10 of the training's eps."""
     few = Images(*(part[: options.validation_images] for part in data))
     spec = AttackSpec(CONTROL.attack, eps=options.eps, steps=CONTROL.steps)
     right = 0
     with frozen(network):  # in eval mode for the prediction, too: batch norm must not learn from validation images
-        for images, labels in batches(few, 250, device):
+        for images, labels in batches(few, batch_size, device):
             right += (predict(network, attack(network, images, labels, spec).images) == labels).sum().item()
     return right / len(few.labels)

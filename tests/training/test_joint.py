@@ -28,8 +28,9 @@ from gandefense.training import joint
 from gandefense.training.adversarial import AdversarialConfig, WeightPerturbationConfig
 from gandefense.training.adversarial_weights import perturbed_weights
 from gandefense.training.gan import GANNetworkConfig
-from gandefense.training.joint import JointConfig, JointTrainConfig, ViewShares, check, train, view_of
+from gandefense.training.joint import train
 from gandefense.training.joint_pass import PassConfig, RestoringConfig, losses, maps_now, misalignment, through
+from gandefense.training.joint_start import JointConfig, JointTrainConfig, ViewShares, check, view_of
 from gandefense.training.trn import TRNNetworkConfig
 from gandefense.weights_io import load_weights, save_weights
 from tests.helpers import small_cifar10 as small
