@@ -95,9 +95,9 @@ def check(config: JointConfig) -> None:
     for name, value, known in (("family", config.family, FAMILIES), ("keep", config.keep, KEEP)):
         if value not in known:
             raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
-    adversarial.check(options.adversarial)
     if options.adversarial.method == "none":
         raise UserError("train.adversarial.method: joint training needs an attack; known: fgsm, pgd, trades, alp")
+    adversarial.check(options.adversarial)
     weights = {f"restoring.{name}": value for name, value in asdict(config.restoring).items()}
     shares = {f"train.views.{name}": value for name, value in asdict(options.views).items()}
     for name, value in {**weights, **shares, "train.alignment": options.alignment}.items():
