@@ -107,7 +107,7 @@ def run(config: AdaptiveConfig) -> tuple[list[Table], dict[str, Any]]:
         results = measured(asked, folder)
         restorer = asked["restorers"][0]
         evaluations.append({key: value for key, value in results["made"].items() if key != "config"})
-        flags.append(standing(asked, folder, restorer, "white_box"))
+        flags.append(standing(results, restorer, "white_box"))
         entries.append(entry_of(results, name, restorer))
     for entry, (mine, images) in zip(entries[1:], flags[1:], strict=True):
         if images != flags[0][1]:

@@ -54,14 +54,16 @@ def measured(settings: dict[str, Any], parent: Path) -> dict[str, Any]:
     finished = folder / "results.json"
     if finished.is_file():
         print(f"measured before: {finished}")
-        return json.loads(finished.read_text(encoding="utf-8"))
+        results = json.loads(finished.read_text(encoding="utf-8"))
+        results["made"]["output"] = str(folder)  # the folder may have been moved
+        return results
     config.output = str(folder)
     return evaluate(config)
 
 
-def standing(settings: dict[str, Any], parent: Path, restorer: str, threat: str) -> tuple[Tensor, str]:
-    """Which images (N,) stand in the worst case of an evaluation that `measured` has measured, and the images' hash."""
-    tensors, about = load_weights(folder_of(resolve(None, settings), parent) / STANDING)
+def standing(results: dict[str, Any], restorer: str, threat: str) -> tuple[Tensor, str]:
+    """Which images (N,) stand in the worst case of an evaluation that `measured` gave, and the hash of the test images."""
+    tensors, about = load_weights(Path(results["made"]["output"]) / STANDING)
     return tensors[f"{restorer}/{threat}"], about["images"]
 
 

@@ -25,7 +25,7 @@ from gandefense.training.adversarial import AdversarialConfig
 class PassConfig:
     """What the training pass, not the attacker, differentiates; see `through`."""
 
-    maps_gradient: bool = False  # trn: also train the classifier through its gradient maps; about three times the cost
+    maps_gradient: bool = False  # trn: also train the classifier through its gradient maps, by a double backward pass a label
     rounds: int = 2  # gan: rounds that the loop is unrolled for, and the most that it takes when it is used
     softness: float = 1.0  # gan: temperature of the soft decisions, in units of the attack logit
 

@@ -18,6 +18,7 @@ from gandefense import classifiers, zoo
 from gandefense.attacks.cache import fingerprint
 from gandefense.attacks.suite import AttackSpec
 from gandefense.config import RunConfig
+from gandefense.config import load as load_config
 from gandefense.data import datasets
 from gandefense.data.batches import batch_indices
 from gandefense.errors import UserError
@@ -37,6 +38,7 @@ from gandefense.weights_io import load_weights, save_weights
 from tests.helpers import small_cifar10 as small
 from tests.helpers.networks import small_cnn
 
+ROOT = Path(__file__).parent.parent.parent
 STEPS = 4
 LABELS = torch.tensor([0, 3])
 
@@ -445,5 +447,13 @@ def test_bad_settings_are_refused_before_anything_is_made(
     assert not list(Path(config.run.folder).glob("*"))
 
 
-def test_the_defaults_are_fine() -> None:
-    check(JointConfig())
+@pytest.mark.parametrize("name", ["cifar10_trn_robust", "cifar10_gan_robust"])
+def test_the_shipped_recipes_are_fine_and_attack_more_than_one_view(name: str) -> None:
+    recipe = load_config(JointConfig, ROOT / "configs" / "joint" / f"{name}.yaml")
+    check(recipe)
+    assert recipe.family in name
+    assert {view_of(step, recipe.train.views, recipe.run.seed) for step in range(100)} >= {
+        "exact",
+        "detached",
+        "straight_through",
+    }
