@@ -23,6 +23,7 @@ from gandefense.restorers.baselines import ape_gan, ddsa, defense_gan, denoiser,
 from gandefense.weights_io import fill, load_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
+BESIDE = "classifier.safetensors"  # as a restorer's classifier: the file of that name beside the restorer's own
 READY = "ready"  # what a description says of a restorer that needs no training
 
 # kind in a file's description → (tensors, description, classifier, source) → restorer
@@ -208,6 +209,22 @@ def defend(classifier: nn.Module, restorer: str | Path | Restorer) -> DefendedCl
     return DefendedClassifier(load_restorer(restorer, classifier).to(device), classifier, channels=channels, name=str(restorer))
 
 
+def classifier_of(name: str | Path) -> str:
+    """The classifier that a trained restorer was trained for, as `load_classifier` takes it.
+
+    That of a jointly trained restorer lies beside it until both are published.
+
+    Raises:
+        UserError: an unknown name, or a restorer that does not say what it defends.
+    """
+    description = describe(name)
+    if "classifier" not in description:
+        raise UserError(f"{name} does not say which classifier it defends; use gandefense.defend(classifier, {str(name)!r})")
+    if not isinstance(description["classifier"], str):
+        raise UserError(f"{name}: its description names no classifier")
+    return str(find(name).parent / BESIDE) if description["classifier"] == BESIDE else description["classifier"]
+
+
 def load(name: str | Path) -> DefendedClassifier:
     """A trained defence with the classifier it was trained for.
 
@@ -231,20 +248,17 @@ def load(name: str | Path) -> DefendedClassifier:
         classifier = load_classifier(name)
         channels = datasets.describe(description["data"]).channels
         return DefendedClassifier(IdentityRestorer(), classifier, channels=channels, name=str(name))
-    if "classifier" not in description:
-        raise UserError(f"{name} does not say which classifier it defends; use gandefense.defend(classifier, {str(name)!r})")
-    if not isinstance(description["classifier"], str):
-        raise UserError(f"{name}: its description names no classifier")
-    if is_own(description["classifier"]):  # a file from elsewhere must not choose what code is imported and run
+    trained_for = classifier_of(name)
+    if is_own(trained_for):  # a file from elsewhere must not choose what code is imported and run
         raise UserError(
-            f"{name} was trained for {description['classifier']}, a part of somebody's own; "
-            f"if you trust it: gandefense.defend(gandefense.load({description['classifier']!r}).classifier, {str(name)!r})"
+            f"{name} was trained for {trained_for}, a part of somebody's own; "
+            f"if you trust it: gandefense.defend(gandefense.load({trained_for!r}).classifier, {str(name)!r})"
         )
-    classifier = load_classifier(description["classifier"])
+    classifier = load_classifier(trained_for)
     expected = description.get("classifier_fingerprint")
     if expected is not None and expected != fingerprint(classifier):
         raise UserError(
-            f"{name} was trained for other weights than {description['classifier']} has now; "
+            f"{name} was trained for other weights than {trained_for} has now; "
             "train it again, or use gandefense.defend to put it before this classifier on purpose"
         )
     return defend(classifier, name)

@@ -24,6 +24,7 @@ from gandefense.evaluation.settings import EvaluateConfig
 from gandefense.restorers.base import Restoration
 from gandefense.training.classifier import ClassifierConfig
 from gandefense.training.gan import GANConfig
+from gandefense.training.joint import JointConfig
 from gandefense.training.trn import TRNConfig
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +38,7 @@ SCHEMAS = {
     "train_classifier": ClassifierConfig,
     "train_trn": TRNConfig,
     "train_gan": GANConfig,
+    "train_joint": JointConfig,
 }
 
 

@@ -51,6 +51,8 @@ SHORTER: dict[str, str] = {
     "train.adversarial.validation_images=2",
     "tools/train_trn.py": f"{TINY_TRAINING} network.width=8 network.blocks=1",
     "tools/train_gan.py": f"{TINY_TRAINING} distil.steps=1 distil.batch_size=4 network.width=8 network.discriminator_width=8",
+    "tools/train_joint.py": f"classifier={TINY} data.limit=24 train.steps=1 train.batch_size=4 train.adversarial.steps=1 "
+    "train.adversarial.validation_images=2 trn.width=8 trn.blocks=1 gan.width=8",
     "tools/evaluate.py": f"data.limit=2 batch_size=2 validation_images=2 images=1 cost_batch_size=1 overwrite=true {FEW_ATTACKS}",
     "tools/calibrate.py": "limit=1",
     "docs/examples/imagenet_cost.py": "",
@@ -131,6 +133,7 @@ def words(command: str) -> list[str]:
     for word in rest:
         word = word.replace("start=RUN_FOLDER", f"start={TINY}").replace("RUN_FOLDER", "runs/00000-tiny")
         word = word.replace("RESULTS.json", "results/cifar10_joint.json").replace("output=FOLDER", "output=runs/some")
+        word = word.replace("classifier=runs/00000-tiny/classifier.safetensors", f"classifier={TINY}")  # of a jointly trained run
         filled.append({"NAME": "cifar10/gan"}.get(word, word))
     if tool == "tools/publish.py":
         filled[-1] = "cifar10/published"

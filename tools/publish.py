@@ -4,7 +4,8 @@
 usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors] [classifier=NAME]
 
 classifier= is for a restorer whose classifier lies in its own run folder (a GAN defence with answers: student): publish that
-one first, weights=student.safetensors, and give its name.
+one first, weights=student.safetensors, and give its name. Of a jointly trained restorer the classifier is published with it,
+as NAME-classifier.
 NAME is a zoo name such as cifar10/gan. Publish once, evaluate NAME, and publish again with the results: figures of other
 weights are refused. Weights are stored as float16 where float32 would exceed 16 MiB.
 """
@@ -41,19 +42,42 @@ def main(arguments: list[str]) -> None:
     tensors, description = load_weights(run / options.get("weights", "model.safetensors"))
     if not {"kind", "data"} <= description.keys():
         raise UserError(f"{run}: the weights do not say what they are")
-    description = portable(description)
     if "classifier" in options:
         published = fingerprint(zoo.load_classifier(options["classifier"]))
         if description.get("classifier_fingerprint") != published:
             raise UserError(f"{run} was not trained for the weights of {options['classifier']}")
         description["classifier"] = options["classifier"]
+    elif description.get("classifier") == zoo.BESIDE:
+        description["classifier"] = publish_beside(run, name, description, measured="results" in options)
+    publish(tensors, description, name, options.get("results"))
+
+
+def publish_beside(run: Path, name: str, description: dict, *, measured: bool) -> str:
+    """Publish the classifier that lies beside a restorer, unless it is there already, and return its zoo name.
+
+    Raises:
+        UserError: it is another one than the restorer was trained with; or results are at hand of weights not published yet.
+    """
+    path, own = run / zoo.BESIDE, f"{name}-classifier"
+    if fingerprint(zoo.load_classifier(path)) != description.get("classifier_fingerprint"):
+        raise UserError(f"{path} is not the classifier that this restorer was trained with")
+    tensors, about = load_weights(path)
+    if not is_stored(zoo.WEIGHTS / f"{own}.safetensors", small(tensors), portable(about)):
+        if measured:
+            raise UserError(f"{own} is not published yet: publish without results first, evaluate, then publish again")
+        publish(tensors, about, own, None)
+    return own
+
+
+def publish(tensors: dict, description: dict, name: str, results_path: str | None) -> None:
+    """Store weights under a zoo name, with their card; raises UserError for results of other weights."""
+    description = portable(description)
     if "classifier" in description:
         description["classifier_fingerprint"] = fingerprint(zoo.load_classifier(description["classifier"]))
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > LARGEST:
-        tensors = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    tensors = small(tensors)
     target = zoo.WEIGHTS / f"{name}.safetensors"
     stored = is_stored(target, tensors, description)
-    results = read_results(options["results"], name, target if stored else None) if "results" in options else None
+    results = read_results(results_path, name, target if stored else None) if results_path is not None else None
 
     target.parent.mkdir(parents=True, exist_ok=True)
     if not stored:  # what is stored stays, byte for byte: results name it by its hash
@@ -76,6 +100,13 @@ def main(arguments: list[str]) -> None:
     print(f"{target} ({target.stat().st_size / 2**20:.1f} MiB) and its card {target.with_suffix('.json').name}")
 
 
+def small(tensors: dict) -> dict:
+    """Tensors as they are stored: in half precision where they would be too large."""
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) <= LARGEST:
+        return tensors
+    return {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+
+
 def portable(description: dict) -> dict:
     """A description without the settings that belong to the machine it was trained on."""
     config = {
@@ -87,6 +118,9 @@ def portable(description: dict) -> dict:
     }
     if config.get("start"):
         config["start"] = Path(config["start"]).name  # the run, not where it lies
+    for start in ("classifier", "restorer"):
+        if isinstance(config.get(start), str) and Path(config[start]).is_absolute():
+            config[start] = Path(config[start]).name
     return {**description, "config": config}
 
 

@@ -50,7 +50,7 @@ def measure(subjects: Subjects, config: BenchmarkConfig) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         asked = EvaluateConfig(
             data=DataConfig(config.data.name, config.data.root, limit=count, download=False),
-            classifier=str(zoo.describe(config.trn)["classifier"]),
+            classifier=zoo.classifier_of(config.trn),
             restorers=[config.trn, config.gan],
             output=str(Path(folder) / "evaluation"),
             device=str(subjects.device),

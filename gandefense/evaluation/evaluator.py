@@ -15,16 +15,18 @@ import torch
 from gandefense import config as configuration
 from gandefense import distributed, zoo
 from gandefense.data import datasets
-from gandefense.data.batches import batches, to_float
+from gandefense.data.batches import batches, tensor_hash, to_float
 from gandefense.errors import UserError
 from gandefense.evaluation import checks, cost, fid, figures, metrics, report, tables
 from gandefense.evaluation.cells import NO_RESTORER, Cell, validation_key, zero_key
 from gandefense.evaluation.measurement import Measurement, all_versions
+from gandefense.evaluation.records import STANDING
 from gandefense.evaluation.settings import AttackEntry, BlackBoxConfig, CurvesConfig, EvaluateConfig, WhiteBoxConfig, resolve
 from gandefense.evaluation.tables import Outcome
 from gandefense.evaluation.work import Work
 from gandefense.files import write_text
 from gandefense.training.state import choose_device
+from gandefense.weights_io import save_weights
 
 __all__ = ["AttackEntry", "BlackBoxConfig", "CurvesConfig", "EvaluateConfig", "WhiteBoxConfig", "evaluate"]
 
@@ -88,6 +90,8 @@ def _write(measurement: Measurement, begun: float) -> None:
     results = tables.json_ready(results)
     panels = draw(measurement, list(outcomes))
     report.write(measurement.folder, results, panels)
+    about = {"images": tensor_hash(*measurement.data)}
+    save_weights(measurement.folder / STANDING, tables.standing(outcomes), about)
     # Last, because results.json marks the evaluation as finished.
     write_text(measurement.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
 

@@ -19,8 +19,9 @@ from gandefense.weights_io import load_weights, save_weights
 
 PACKAGE = Path(__file__).parent.parent
 PANEL = "panel/"  # begins the names of what only the report's pictures need
+STANDING = "standing.safetensors"  # which images stand in each worst case, see `tables.standing`
 # what an evaluation leaves in its folder
-OURS = ("results.json", "report.md", "report.html", "records", "pictures", "tensorboard")
+OURS = ("results.json", STANDING, "report.md", "report.html", "records", "pictures", "tensorboard")
 
 
 def file_hash(path: Path) -> str:

@@ -117,6 +117,32 @@ def worst_cases(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
     return result
 
 
+def standing(outcomes: Outcomes) -> dict[str, Tensor]:
+    """Which images stand in each of `worst_cases`, (N,) bool by "restorer/threat"; the order is that of the test images.
+
+    With it, two evaluations of the same images can be compared image by image.
+    """
+    found = {}
+    for restorer, by_threat in worst_cases(outcomes).items():
+        for threat in by_threat:
+            bare = restorer == NO_RESTORER
+            holder = next(cell.restorer for cell in outcomes if (bare or cell.restorer == restorer) and cell.threat == threat)
+            mine = {cell: outcome for cell, outcome in outcomes.items() if cell.restorer == holder}
+            found[f"{restorer}/{threat}"] = _flags(mine, _chosen(mine, threat), "undefended_stands" if bare else "stands")
+    return found
+
+
+def _chosen(outcomes: Outcomes, threat: str) -> Outcomes:
+    """The attacks that a threat's attacker may choose."""
+    return {cell: outcome for cell, outcome in outcomes.items() if cell.threat in ALSO[threat] and cell.adversarial}
+
+
+def _flags(outcomes: Outcomes, chosen: Outcomes, kind: str) -> Tensor:
+    """Right clean and under every chosen attack (N,); `kind` names the flags of an Outcome that count."""
+    clean = next(outcome for cell, outcome in outcomes.items() if cell.spec is None)
+    return metrics.worst_case([getattr(outcome, kind) for outcome in (clean, *chosen.values())])
+
+
 def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
     """One entry of `worst_cases`; `kind` names the flags of an Outcome that count."""
     clean = next(outcome for cell, outcome in outcomes.items() if cell.spec is None)
@@ -124,7 +150,7 @@ def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
     mixed = len(ALSO[threat]) > 1
     own = {cell: outcome for cell, outcome in outcomes.items() if cell.threat == threat and cell.adversarial}
     own = {cell: outcome for cell, outcome in own.items() if not (cell.survivors and mixed)}
-    chosen = {cell: outcome for cell, outcome in outcomes.items() if cell.threat in ALSO[threat] and cell.adversarial}
+    chosen = _chosen(outcomes, threat)
     noises = [cell for cell in outcomes if cell.threat == threat and cell.spec and not cell.adversarial]
     views = kind == "stands"
     names = []
@@ -132,13 +158,11 @@ def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
         viewed = cell.threat == "black_box" or (views and cell.threat == "white_box")
         names.append(f"{cell.view}: {cell.title}" if viewed else cell.title)
 
-    def flags(cells: Outcomes, which: str) -> Tensor:
-        return metrics.worst_case([getattr(outcome, which) for outcome in (clean, *cells.values())])
-
     def figure(cells: Outcomes) -> dict[str, Any]:
-        return metrics.accuracy(flags(cells, kind))
+        return metrics.accuracy(_flags(outcomes, cells, kind))
 
-    compared = {} if not views else {"mcnemar": metrics.mcnemar(flags(chosen, "stands"), flags(chosen, "undefended_stands"))}
+    both = [_flags(outcomes, chosen, which) for which in ("stands", "undefended_stands")]
+    compared = {"mcnemar": metrics.mcnemar(*both)} if views else {}
 
     return {
         **figure(chosen),

@@ -7,7 +7,16 @@ from functools import partial
 from typing import Any
 
 from gandefense.evaluation.wording import Table
-from gandefense.reproduce import gan_levels, rivals, trn_ablation, trn_attacks, trn_blocks, trn_cross_attack, trn_figures
+from gandefense.reproduce import (
+    adaptive,
+    gan_levels,
+    rivals,
+    trn_ablation,
+    trn_attacks,
+    trn_blocks,
+    trn_cross_attack,
+    trn_figures,
+)
 
 _TRN: dict[str, tuple[type, Callable[[Any], tuple[list[Table], dict[str, Any]]]]] = {
     "trn-attacks": (trn_attacks.TRNAttacksConfig, trn_attacks.run),
@@ -19,6 +28,7 @@ _TRN: dict[str, tuple[type, Callable[[Any], tuple[list[Table], dict[str, Any]]]]
 
 # name → (schema of configs/reproduce/NAME.yaml, what makes the table and returns its parts as text and as figures)
 TABLES: dict[str, tuple[type, Callable[[Any], tuple[list[Table], dict[str, Any]]]]] = {
+    "adaptive": (adaptive.AdaptiveConfig, adaptive.run),
     "rivals": (rivals.RivalsConfig, rivals.run),
     "gan-levels": (gan_levels.GANLevelsConfig, gan_levels.run),
     "gan-celeba": (gan_levels.GANLevelsConfig, partial(gan_levels.run, name="gan-celeba")),

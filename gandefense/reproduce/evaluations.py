@@ -7,16 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gandefense import config as configuration
 from gandefense import zoo
 from gandefense.evaluation.evaluator import EvaluateConfig, evaluate
 from gandefense.evaluation.measurement import all_versions
-from gandefense.evaluation.records import code_hash
+from gandefense.evaluation.records import STANDING, code_hash
 from gandefense.evaluation.settings import resolve
 from gandefense.training.state import choose_device
+from gandefense.weights_io import load_weights
 
 # What a folder is named after; the rest of a config changes neither images nor attacks nor networks.
-ASKED = ("data", "classifier", "restorers", "seed", "batch_size", "gray_box", "black_box", "white_box", "resubmissions")
+ASKED = ("data", "classifier", "restorers", "seed", "batch_size", "gray_box", "black_box", "white_box", "curves", "resubmissions")
 
 
 def folder_of(config: EvaluateConfig, parent: Path) -> Path:
@@ -51,9 +54,17 @@ def measured(settings: dict[str, Any], parent: Path) -> dict[str, Any]:
     finished = folder / "results.json"
     if finished.is_file():
         print(f"measured before: {finished}")
-        return json.loads(finished.read_text(encoding="utf-8"))
+        results = json.loads(finished.read_text(encoding="utf-8"))
+        results["made"]["output"] = str(folder)  # the folder may have been moved
+        return results
     config.output = str(folder)
     return evaluate(config)
+
+
+def standing(results: dict[str, Any], restorer: str, threat: str) -> tuple[Tensor, str]:
+    """Which images (N,) stand in the worst case of an evaluation that `measured` gave, and the hash of the test images."""
+    tensors, about = load_weights(Path(results["made"]["output"]) / STANDING)
+    return tensors[f"{restorer}/{threat}"], about["images"]
 
 
 def row(results: dict[str, Any], restorer: str, threat: str, attack: str, view: str | None = None) -> dict[str, Any]:

@@ -146,12 +146,36 @@ class GANRestorer(Restorer):
         mixes image and restored image by a sigmoid of the score. `detached` also holds the level constant.
         """
         if view == "smooth":
-            judged = self.networks.judge(images)
-            score = self.score(images, judged)
-            share = torch.sigmoid((score - self.limit) / SOFTNESS).view(-1, 1, 1, 1)
-            return images + share * (self.regenerate(judged) - images), score
+            restored, first = self.soft(images)
+            return restored, self.score(images, first)
         restoration = self._loop(images, constant_level=view == "detached")
         return restoration.images, restoration.score
+
+    def soft(self, images: Tensor, *, rounds: int = 1, softness: float = SOFTNESS) -> tuple[Tensor, Judged]:
+        """The loop unrolled for a fixed number of rounds with soft decisions, so that every part of it has a gradient.
+
+        Each hard decision "flagged" becomes a probability p = sigmoid((score − threshold) / softness), and the image the
+        mean over what the loop would return: it leaves before the first round with 1 − p₁, after it with p₁ (1 − p₂), and so
+        on. As in the loop, a round meets the image that the one before regenerated, never a mixture. That two versions
+        agree is not asked: who is judged clean leaves.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            rounds: how many, for every image.
+            softness: temperature of the decisions in units of the score; towards 0 they become hard.
+
+        Returns:
+            Restored images (B, C, H, W), and the first half of the first round.
+        """
+        restored, given, going_on, first = images, images, torch.ones(len(images), 1, 1, 1, device=images.device), None
+        for _ in range(rounds):
+            judged = self.networks.judge(given)
+            margin = self.score(given, judged) - self.limit if first is None else judged.logit - self.threshold
+            going_on = going_on * torch.sigmoid(margin / softness).view(-1, 1, 1, 1)
+            regenerated = self.regenerate(judged)
+            restored = restored + going_on * (regenerated - given)
+            given, first = regenerated, judged if first is None else first
+        return restored, first
 
     def _loop(self, images: Tensor, *, constant_level: bool) -> Restoration:
         first = self.networks.judge(images)

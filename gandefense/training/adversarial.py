@@ -147,32 +147,45 @@ def loss(
         smoothing: label smoothing of every J.
     """
 
+    clean = logits = None
+    if options.method == "trades":
+        clean = network(images).float()
+        logits = network(attacked).float() if options.beta != 0 else clean
+    elif options.method != "none":
+        logits = network(attacked).float()
+    if clean is None and (options.method in ("none", "alp") or options.clean_weight > 0):
+        clean = network(images).float()
+    return weighed(clean, logits, labels, options, smoothing=smoothing)
+
+
+def weighed(
+    clean: Tensor | None, attacked: Tensor | None, labels: Tensor, options: AdversarialConfig, *, smoothing: float = 0.0
+) -> Tensor:
+    """`loss` from logits (B, K) on clean and on attacked images; None where the method does not look at them."""
+
     def judge(logits: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
     if options.method == "none":
-        return judge(network(images).float())
+        return judge(clean)
     if options.method == "trades":
-        clean = network(images).float()
-        if options.beta == 0:
-            return judge(clean)
-        return judge(clean) + options.beta * divergence(network(attacked), clean)
-    logits = network(attacked).float()
-    total = judge(logits)
+        return judge(clean) + options.beta * divergence(attacked, clean) if options.beta != 0 else judge(clean)
+    total = judge(attacked)
     if options.clean_weight > 0 or options.method == "alp":
-        clean = network(images).float()
         total = options.clean_weight * judge(clean) + (1 - options.clean_weight) * total
         if options.method == "alp":
-            total = total + options.pairing_weight * F.mse_loss(logits, clean)
+            total = total + options.pairing_weight * F.mse_loss(attacked, clean)
     return total
 
 
-def robust_accuracy(network: nn.Module, data: Images, options: AdversarialConfig, device: torch.device) -> float:
+def robust_accuracy(
+    network: nn.Module, data: Images, options: AdversarialConfig, device: torch.device, batch_size: int = 250
+) -> float:
     """Fraction of the first validation images that stay right under PGD-10 of the training's eps."""
     few = Images(*(part[: options.validation_images] for part in data))
     spec = AttackSpec(CONTROL.attack, eps=options.eps, steps=CONTROL.steps)
     right = 0
     with frozen(network):  # in eval mode for the prediction, too: batch norm must not learn from validation images
-        for images, labels in batches(few, 250, device):
+        for images, labels in batches(few, batch_size, device):
             right += (predict(network, attack(network, images, labels, spec).images) == labels).sum().item()
     return right / len(few.labels)

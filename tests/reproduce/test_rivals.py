@@ -174,8 +174,8 @@ def test_pictures_of_a_network_with_denoising_blocks(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no table named; known: rivals"),
-        (["fancy"], "unknown table 'fancy'; known: rivals"),
+        ([], "no table named; known: adaptive, rivals"),
+        (["fancy"], "unknown table 'fancy'; known: adaptive, rivals"),
         (["rivals", "data.limits=3"], "data.limit"),
     ],
 )
