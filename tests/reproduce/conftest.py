@@ -63,7 +63,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(trainings.TRAININGS, "classifier", (ClassifierConfig, _untrained_classifier))
 
 
-def _written(config: Any, network: nn.Module, **description: Any) -> Path:
+def _written(config: Any, network: nn.Module, /, **description: Any) -> Path:
     folder = numbered_folder(Path(config.run.folder), config.run.name)
     (folder / "config.yaml").write_text("kind: x", encoding="utf-8")
     about = {**description, "data": config.data.name, "config": to_dict(config)}
