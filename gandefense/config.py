@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -28,6 +29,14 @@ class DataConfig:
     download: bool = True  # fetch what is missing
     file: str | None = None  # your own test images instead: a safetensors file with `images` and `labels`
     limit: int | None = None  # use this many images, taken after a seeded shuffle; None: all
+    size: int | None = None  # of celeba: 32, 64, 128 (None), 256, 512 or 1024; height and width
+    attributes: list[str] = field(default_factory=lambda: ["Smiling"])  # of celeba; classes are their combinations
+    split: str = "official"  # of celeba: official, or identity: nobody in two splits, in any partial copy
+    images: str = "aligned"  # of celeba: aligned (178×218, img_align_celeba), or hq (1024×1024, celeba_hq_1024)
+
+    def whole(self, limit: int | None = None) -> DataConfig:
+        """The same data set without a file of one's own, and with another limit: what a validation split is loaded with."""
+        return dataclasses.replace(self, file=None, limit=limit)
 
 
 @dataclasses.dataclass
@@ -90,12 +99,12 @@ def _reject_unknown_keys(given: Any, schema: DictConfig, known: list[str], prefi
 def _check_lists(built: Any, prefix: str = "") -> None:
     """Raise UserError for a list in a list that takes plain values, which OmegaConf lets pass."""
     hints = get_type_hints(type(built))
-    for field in dataclasses.fields(built):
-        value, where = getattr(built, field.name), f"{prefix}{field.name}"
+    for entry in dataclasses.fields(built):
+        value, where = getattr(built, entry.name), f"{prefix}{entry.name}"
         if dataclasses.is_dataclass(value):
             _check_lists(value, f"{where}.")
         elif isinstance(value, list):
-            plain = get_args(hints[field.name]) in ((int,), (float,), (str,), (bool,))
+            plain = get_args(hints[entry.name]) in ((int,), (float,), (str,), (bool,))
             for i, item in enumerate(value):
                 if dataclasses.is_dataclass(item):
                     _check_lists(item, f"{where}[{i}].")

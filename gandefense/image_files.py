@@ -25,16 +25,17 @@ class UnreadableError(Exception):
     """Why a file could not be read as an image, in a few words."""
 
 
-def read_image(path: Path, *, channels: int, size: int | None) -> tuple[Tensor, dict[str, str]]:
+def read_image(path: Path, *, channels: int, size: int | None, crop: bool = False) -> tuple[Tensor, dict[str, str]]:
     """An image as a restorer takes it.
 
-    Its EXIF orientation is followed, its colours are converted (transparency is dropped), and another size is resized
-    without regard to its shape.
+    Its EXIF orientation is followed, its colours are converted (transparency is dropped), and another size is resized,
+    with antialiasing, without regard to its shape unless it is cropped first.
 
     Args:
         path: a PNG, JPEG, WebP or BMP file; of an animated one the first frame is taken.
         channels: 3 for RGB, 1 for greyscale.
         size: height and width to resize to; None keeps them.
+        crop: cut to the square in the middle before resizing.
 
     Returns:
         (C, H, W) uint8, and what was done to the image, in words: what → detail.
@@ -52,7 +53,7 @@ def read_image(path: Path, *, channels: int, size: int | None) -> tuple[Tensor, 
             with Image.open(path, formats=FORMATS) as image:  # which reads the size, but no pixels yet
                 if image.width * image.height > MOST_PIXELS:
                     raise UnreadableError(f"{image.width}×{image.height} pixels, which exceeds limit of {MOST_PIXELS:,} pixels")
-                return _prepared(image, "L" if channels == 1 else "RGB", size)
+                return _prepared(image, "L" if channels == 1 else "RGB", size, crop)
     except UnreadableError:
         raise
     except UnidentifiedImageError:
@@ -61,7 +62,7 @@ def read_image(path: Path, *, channels: int, size: int | None) -> tuple[Tensor, 
         raise UnreadableError(getattr(error, "strerror", None) or reason(error)) from None
 
 
-def _prepared(image: Image.Image, mode: str, size: int | None) -> tuple[Tensor, dict[str, str]]:
+def _prepared(image: Image.Image, mode: str, size: int | None, crop: bool) -> tuple[Tensor, dict[str, str]]:
     done = {}
     image.load()  # before the metadata, because reading those decodes a PNG too, and a second decoding fails silently
     if getattr(image, "n_frames", 1) > 1:
@@ -76,6 +77,11 @@ def _prepared(image: Image.Image, mode: str, size: int | None) -> tuple[Tensor, 
     elif image.mode == "P":  # the detour follows a palette's transparency, of which Pillow warns otherwise
         image = image.convert("RGBA")
     image = image.convert(mode)
+    if crop and image.width != image.height:
+        side, (width, height) = min(image.size), image.size
+        done[f"cut to its middle, {side}×{side}"] = f"from {width}×{height}"
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
     if size is not None and image.size != (size, size):
         done[f"resized to {size}×{size}"] = f"from {image.width}×{image.height}"
         image = image.resize((size, size), Image.Resampling.BICUBIC)

@@ -169,6 +169,7 @@ def restore_folder(
     *,
     channels: int,
     size: int | None,
+    crop: bool = False,
     batch_size: int,
     device: torch.device,
 ) -> Summary:
@@ -182,6 +183,7 @@ def restore_folder(
         jobs: what `plan` gives.
         channels: see `read_image`.
         size: see `read_image`.
+        crop: see `read_image`.
         batch_size: images restored at a time.
         device: to compute on.
 
@@ -209,7 +211,7 @@ def restore_folder(
         (target / SCORES).unlink(missing_ok=True)  # an interrupted run must not leave scores of an earlier one
         for job in tqdm(jobs, desc="restore", unit="image", dynamic_ncols=True, mininterval=print_interval()):
             try:
-                image, changes = read_image(source / job.source, channels=channels, size=size)
+                image, changes = read_image(source / job.source, channels=channels, size=size, crop=crop)
             except UnreadableError as error:
                 summary.unreadable.append((job.source, str(error)))
                 rows.append([shown(job.source), "", "", "", "", f"skipped: {error}"])

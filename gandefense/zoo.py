@@ -127,6 +127,8 @@ def content_hash(name: str | Path, part: nn.Module | None = None) -> str:
 def try_out(name: str | Path, network: nn.Module, data: datasets.Dataset, device: torch.device | str = "cpu") -> None:
     """Let a part of the user's own, or a ready restorer, meet two random images, so that mistakes come before any work.
 
+    Of every other network it is only looked at which data set it is for.
+
     Args:
         name: what it was built from; shipped networks and files need no trial and get none.
         network: a restorer, or a classifier.
@@ -134,8 +136,12 @@ def try_out(name: str | Path, network: nn.Module, data: datasets.Dataset, device
         device: where the network is.
 
     Raises:
-        UserError: it raises something, or its answer has a wrong type, shape or range.
+        UserError: it is for another data set (or size, or attributes), it raises something, or its answer has a wrong type,
+            shape or range.
     """
+    trained_on = describe(name).get("data")
+    if trained_on not in (None, data.name):
+        raise UserError(f"{name} is for {trained_on!r}, not for {data.name!r}")
     if not is_own(name) and not is_ready(name):
         return
     images = torch.rand(2, data.channels, data.size, data.size, generator=torch.Generator().manual_seed(0)).to(device)

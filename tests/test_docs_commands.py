@@ -80,6 +80,15 @@ NOT_RUN: dict[str, str] = {
     "python tools/clean_cache.py": "looks at the own cache of whoever runs the tests; tests/tools/test_clean_cache.py",
     "python tools/train_baseline.py": "tests/training/baselines",
     "pip": "needs a network",
+    **dict.fromkeys(
+        (
+            "python tools/train_classifier.py configs/classifier/celeba",
+            "python tools/train_gan.py configs/gan/celeba",
+            "python tools/evaluate.py configs/evaluate/celeba",
+            "python tools/restore_images.py --restorer RUN_FOLDER --input FACES",
+        ),
+        "needs CelebA, which nobody may pass on; tests/tools/test_celeba.py runs them on drawn faces",
+    ),
 }
 BEGINNINGS = r"(?:python tools/|python -m |torchrun |tensorboard |\.venv/bin/tensorboard |make |pip )"  # of those within text
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""List the attacked sets that trainings have left in the data root, and remove those that nobody has used for some days.
+"""List the attacked sets and decoded images that were left in the data root, and remove those that nobody has used for some days.
 
 Without remove=true nothing is removed. A set that is removed is made again by the next training that needs it. Sets that
 a training is building at this moment, and folders with other files in them, are left alone.
@@ -18,7 +18,11 @@ from gandefense.data.sources import data_root
 from gandefense.errors import UserError
 from gandefense.files import LEFTOVER, LOCK, locked, storing
 
-OURS = {"config.json", "done.npy", "attacked.npy", "maps.npy", "log_norms.npy", LOCK}
+# sub-folder of the data root → the file that a set in it holds, and all others that it may
+SETS = {
+    "attacked": ("attacked.npy", {"attacked.npy", "config.json", "done.npy", "maps.npy", "log_norms.npy", LOCK}),
+    "decoded": ("images.npy", {"images.npy", "hashes.npy", "done.npy", LOCK}),
+}
 DAY = 24 * 3600  # seconds
 
 
@@ -32,13 +36,14 @@ class CleanConfig:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds an attacked set and nothing else."""
+    """Whether a folder holds a set of its parent's kind and nothing else."""
     names = {path.name for path in folder.rglob("*") if path.is_file()}
-    return "attacked.npy" in names and all(name in OURS or LEFTOVER.fullmatch(name) for name in names)
+    main_file, ours = SETS[folder.parent.name]
+    return main_file in names and all(name in ours or LEFTOVER.fullmatch(name) for name in names)
 
 
 def last_used(folder: Path) -> float:
-    """When a training last opened an attacked set, or wrote to it; seconds since the epoch."""
+    """When a set was last opened, or wrote to it; seconds since the epoch."""
     return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
@@ -47,11 +52,11 @@ def main(arguments: list[str]) -> None:
     if path is not None:
         raise UserError(f"no config file is taken, got {path}; {__doc__.strip().splitlines()[-1]}")
     asked = config.load(CleanConfig, None, overrides)
-    parent = data_root(asked.root) / "attacked"
+    root = data_root(asked.root)
     total = removed = 0
-    for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
+    for folder in (folder for kind in SETS if (root / kind).is_dir() for folder in sorted((root / kind).iterdir())):
         if not folder.is_dir() or folder.is_symlink() or not is_ours(folder):
-            print(f"left alone: {folder} (not an attacked set, or not only one)")
+            print(f"left alone: {folder} (not a set of ours, or not only one)")
             continue
         size = sum(part.stat().st_size for part in folder.rglob("*") if part.is_file())
         days = (time.time() - last_used(folder)) / DAY
@@ -68,7 +73,7 @@ def main(arguments: list[str]) -> None:
             continue
         removed += size
         print(f"{line}  removed")
-    print(f"{total / 1e6:10.1f} MB in {parent}; {removed / 1e6:.1f} MB removed{'' if asked.remove else ' (remove=true removes)'}")
+    print(f"{total / 1e6:10.1f} MB in {root}; {removed / 1e6:.1f} MB removed{'' if asked.remove else ' (remove=true removes)'}")
 
 
 if __name__ == "__main__":

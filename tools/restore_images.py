@@ -3,8 +3,9 @@
 
 Sub-folders are gone through too. PNG, JPEG, WebP and BMP files are read, turned as their EXIF orientation says, converted
 to the restorer's colours (transparency is dropped) and, where they have another size, resized to the restorer's without
-regard to their shape; the restored image has that size too. Every such change is told. Files with other endings are left
-alone; hidden files and folders are not looked at. scores.csv has the columns file, score (higher: more likely attacked),
+regard to their shape (for a restorer of CelebA they are cut to the square in their middle first); the restored image has
+that size too. Every such change is told. Files with other endings are left alone; hidden files and folders are not looked
+at. scores.csv has the columns file, score (higher: more likely attacked),
 flagged, level, rounds and note. A score may be negative; flagged says whether it exceeds the restorer's threshold. level is the
 estimated strength of the perturbation: its root mean square on images scaled to [-1, 1] (the GAN's). level and rounds are empty
 where a restorer does not know them.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from gandefense import restoring
 from gandefense.command_line import run_tool
+from gandefense.data.batches import at_once
 from gandefense.errors import UserError
 from gandefense.training.state import choose_device
 
@@ -51,14 +53,14 @@ def parser() -> Parser:
         "--classifier", metavar="NAME", help="the classifier that the restorer reads; else the one it was trained for"
     )
     words.add_argument("--overwrite", action="store_true", help="overwrite what is in the output folder; else nothing is")
-    words.add_argument("--batch-size", type=int, default=100, metavar="N", help="images restored at a time (%(default)s)")
+    words.add_argument("--batch-size", type=int, metavar="N", help="images restored at a time (100 of 32×32, 1 of 512×512)")
     words.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (%(default)s)")
     return words
 
 
 def main(arguments: list[str]) -> None:
     asked = parser().parse_args(arguments)
-    if asked.batch_size < 1:
+    if asked.batch_size is not None and asked.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {asked.batch_size}")
     device = choose_device(asked.device)
     images, others = restoring.find_images(asked.input)
@@ -73,7 +75,8 @@ def main(arguments: list[str]) -> None:
         jobs,
         channels=3 if data is None else data.channels,
         size=None if data is None else data.size,
-        batch_size=asked.batch_size,
+        crop=data is not None and data.crop,
+        batch_size=asked.batch_size or at_once(32 if data is None else data.size, 100),
         device=device,
     )
     for what, count in summary.changes.items():

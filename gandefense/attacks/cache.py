@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,22 +12,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from gandefense.attacks.suite import AttackSpec, attack, check_spec
-from gandefense.data.batches import tensor_hash, to_float
+from gandefense.data.batches import at_once, content_hash, to_float
 from gandefense.data.datasets import Images
+from gandefense.data.mapped import memory_mapped, remaining_chunks
 from gandefense.data.sources import data_root
 from gandefense.errors import StorageError, UserError
-from gandefense.files import locked, print_interval, write_text
+from gandefense.files import locked, write_text
 from gandefense.precision import PRECISIONS, resolve
 
-CHUNK = 256  # images attacked at a time, all with one attack and one budget; fewer where there are few rows
+CHUNK = 256  # images of 32×32 attacked at a time with one attack and one budget; fewer if they are larger, or in few rows
 
 
 @dataclass
 class AttackedSetConfig:
-    """Which attacked images a restorer is trained on. Chunks of up to 256 rows take the attacks in turn, then the budgets."""
+    """Which attacked images a restorer is trained on. Chunks of 256 rows (16 of 128×128) take attacks and budgets in turn."""
 
     rows: int = 60_000  # attacked images in all; more than the data set's means several attacks on an image
     attacks: list[str] = field(default_factory=lambda: ["fgsm", "ffgsm", "bim", "pgd", "mim", "none"])  # "none": clean pairs
@@ -82,8 +80,12 @@ class AttackedSet:
         return flags[chosen // self.chunk]
 
 
-def plan(config: AttackedSetConfig) -> tuple[int, list[AttackSpec | None]]:
+def plan(config: AttackedSetConfig, size: int = 32) -> tuple[int, list[AttackSpec | None]]:
     """How many rows share an attack, and the attack of every chunk of rows; None for clean rows.
+
+    Args:
+        config: what is asked for.
+        size: height and width of the images.
 
     Raises:
         UserError: an empty list, an unknown attack, a value out of range.
@@ -97,7 +99,7 @@ def plan(config: AttackedSetConfig) -> tuple[int, list[AttackSpec | None]]:
                     check_spec(AttackSpec(name, eps=eps, steps=config.steps, labels=labels))
     if config.precision not in PRECISIONS:
         raise UserError(f"attacked.precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, got {config.precision!r}")
-    chunk_size = max(1, min(CHUNK, config.rows // len(config.attacks)))
+    chunk_size = max(1, min(at_once(size, CHUNK), config.rows // len(config.attacks)))
     specs: list[AttackSpec | None] = []
     for chunk in range(-(-config.rows // chunk_size)):
         name = config.attacks[chunk % len(config.attacks)]
@@ -117,93 +119,6 @@ def fingerprint(classifier: nn.Module, *parts: object) -> str:
     for part in parts:
         digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:12]
-
-
-def _existing(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
-    """A memory-mapped array on disk; None where it is missing, cut short, damaged or another one.
-
-    It can be written to, unless the folder is read-only: a finished set may lie in one.
-    """
-    try:
-        # Reading first: opened for writing, a file that was cut short would silently be filled up with zeros.
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError):
-        return None
-    if array.shape != shape or array.dtype != np.dtype(dtype):
-        return None
-    try:
-        return np.lib.format.open_memmap(path, mode="r+")
-    except OSError:
-        return array
-
-
-def _new(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """A memory-mapped array of zeros on disk.
-
-    Its space is taken at once, because a disk that fills up while mapped memory is written ends the process without a word.
-    """
-    try:
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        if hasattr(os, "posix_fallocate"):
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    return array
-
-
-def memory_mapped(folder: Path, chunks: int, **arrays: tuple[tuple[int, ...], str]) -> tuple[np.ndarray, ...]:
-    """Arrays on disk that are filled chunk by chunk: the existing ones where all of them fit, else new ones of zeros.
-
-    Args:
-        folder: of the files NAME.npy, and of done.npy.
-        chunks: their number.
-        arrays: shape and dtype by name.
-
-    Returns:
-        done (chunks,) bool, True for the chunks that are on disk, and the arrays in the given order.
-
-    Raises:
-        OSError: there is not enough space, or the folder cannot be written.
-    """
-    found = [_existing(folder / f"{name}.npy", *kind) for name, kind in arrays.items()]
-    if any(array is None for array in found):
-        (folder / "done.npy").unlink(missing_ok=True)  # first, so that no zeros are ever taken for something done
-        found = [_new(folder / f"{name}.npy", *kind) for name, kind in arrays.items()]
-    done = _existing(folder / "done.npy", (chunks,), "bool")
-    if done is None:
-        done = _new(folder / "done.npy", (chunks,), "bool")
-    if not done.all() and not all(array.flags.writeable for array in (done, *found)):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    return done, *found
-
-
-def remaining_chunks(count: int, chunk_size: int, done: np.ndarray, description: str) -> Iterator[tuple[int, slice]]:
-    """Walk over the chunks that are not done yet, with a progress bar, and mark each when the caller comes back for the next.
-
-    Args:
-        count: rows in all.
-        chunk_size: rows in a chunk.
-        done: (chunks,) bool, memory-mapped; a chunk must be on disk before the next one is asked for.
-        description: of the progress bar.
-
-    Yields:
-        The chunk's number and its rows.
-    """
-    waiting = np.flatnonzero(~done)
-    if not len(waiting):
-        return
-    finished = min(count, (len(done) - len(waiting)) * chunk_size)
-    with tqdm(
-        total=count, initial=finished, desc=description, unit="image", mininterval=print_interval(), dynamic_ncols=True
-    ) as bar:
-        for chunk in waiting.tolist():
-            rows = slice(chunk * chunk_size, min((chunk + 1) * chunk_size, count))
-            yield chunk, rows
-            done[chunk] = True
-            done.flush()
-            bar.update(rows.stop - rows.start)
 
 
 def attacked_set(
@@ -230,9 +145,9 @@ def attacked_set(
     Raises:
         UserError: an unknown attack, an empty list, or a folder that cannot be written.
     """
-    chunk_size, specs = plan(config)
+    chunk_size, specs = plan(config, images.images.shape[-1])
     config = replace(config, precision=resolve(device, config.precision))
-    key = fingerprint(classifier, asdict(config), tensor_hash(*images))
+    key = fingerprint(classifier, asdict(config), content_hash(images))
     folder = data_root(root) / "attacked" / f"{name}-{key}"
     generator = torch.Generator().manual_seed(config.seed)
     copies = -(-config.rows // len(images.labels))

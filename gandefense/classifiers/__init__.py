@@ -24,6 +24,10 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "resnet11": lambda data, **options: ShallowResNet(**options),
     "resnet11_max": lambda data, **options: ShallowResNet(**options, pooling="max"),
     "resnet11_wide": lambda data, **options: ShallowResNet(**options, widths=(64, 128, 256, 512)),
+    # for faces of 128 pixels and more, which it looks at in 128; weights fit at every size
+    "resnet12_faces": lambda data, **options: ShallowResNet(
+        **options, widths=(16, 32, 64, 128, 256), residual_stages=(0, 1, 2), shrink=max(1, data.size // 128), stem_stride=2
+    ),
     "resnet18": lambda data, **options: resnet18(**options),
     "wrn_16_2": lambda data, **options: wide_resnet(depth=16, width=2, **options),
     "wrn_16_4": lambda data, **options: wide_resnet(depth=16, width=4, **options),

@@ -22,8 +22,8 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
-def _conv_bn_relu(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
+def _conv_bn_relu(inputs: int, outputs: int, *, pool: bool = False, stride: int = 1) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)]
     if pool:
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU())
@@ -48,6 +48,9 @@ class ShallowResNet(nn.Module):
     global maximum (`pooling="max"`), through which a gradient reaches one position a channel, and attacks may
     stall; the mean is ours. `denoise` names the operation of a denoising block (Xie et al. 2019) after the stem and
     after each stage, four in all; None: no blocks.
+
+    For larger images, `shrink` averages squares of so many pixels a side before the stem, `stem_stride` is the stem's, and
+    `widths` may name more stages.
     """
 
     def __init__(
@@ -56,15 +59,18 @@ class ShallowResNet(nn.Module):
         classes: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
-        widths: tuple[int, int, int, int] = (32, 64, 128, 256),
+        widths: tuple[int, ...] = (32, 64, 128, 256),
         residual_stages: tuple[int, ...] = (0, 1, 2),
         pooling: str = "mean",
         denoise: str | None = None,
+        shrink: int = 1,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         self.pooling = pooling
         self.normalize = Normalize(mean, std)
-        self.stem = _conv_bn_relu(len(mean), widths[0])
+        self.shrink = nn.AvgPool2d(shrink) if shrink > 1 else nn.Identity()
+        self.stem = _conv_bn_relu(len(mean), widths[0], stride=stem_stride)
         if denoise is not None:
             self.stem.append(DenoisingBlock(denoise, widths[0]))
         stages: list[nn.Module] = []
@@ -78,7 +84,7 @@ class ShallowResNet(nn.Module):
         self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.stages(self.stem(self.normalize(images)))
+        features = self.stages(self.stem(self.shrink(self.normalize(images))))
         return self.head(features.amax(dim=(2, 3)) if self.pooling == "max" else features.mean(dim=(2, 3)))
 
 

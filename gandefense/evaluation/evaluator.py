@@ -157,7 +157,7 @@ def tabulate(measurement: Measurement, outcomes: dict[Cell, Outcome]) -> dict[st
     results: dict[str, Any] = {
         "schema": 1,
         "data": {
-            "name": config.data.name,
+            "name": datasets.describe(config.data).name,
             "split": "test" if config.data.file is None else "file",
             "file": config.data.file,
             "n": len(labels),
@@ -194,7 +194,7 @@ def draw(measurement: Measurement, shown: list[Cell]) -> list[figures.Panel]:
     if count == 0:
         return []
     clean = next(batches(measurement.data, count))[0]
-    names = datasets.describe(config.data.name).classes
+    names = datasets.describe(config.data).classes
     panels = []
     for cell in shown:
         if cell.restorer == NO_RESTORER or cell.survivors:

@@ -16,7 +16,7 @@ from gandefense import config as configuration
 from gandefense import distributed, zoo
 from gandefense.attacks.suite import check_classes
 from gandefense.data import datasets
-from gandefense.data.batches import batches
+from gandefense.data.batches import batches, content_hash
 from gandefense.errors import Interrupted, StorageError, UserError
 from gandefense.evaluation import metrics
 from gandefense.evaluation.cells import (
@@ -25,7 +25,7 @@ from gandefense.evaluation.cells import (
     curve_cells,
     table_cells,
 )
-from gandefense.evaluation.records import Records, code_hash, prepare_folder, tensor_hash
+from gandefense.evaluation.records import Records, code_hash, prepare_folder
 from gandefense.evaluation.settings import EvaluateConfig
 from gandefense.files import locked, numbered_folder, storing
 from gandefense.restorers.base import DefendedClassifier
@@ -94,7 +94,7 @@ class Measurement:
         networks = {config.classifier: self.classifier, **self.sources}
         networks |= {name: defended.restorer for name, defended in self.defences.items() if name != NO_RESTORER}
         for name, network in networks.items():
-            zoo.try_out(name, network, datasets.describe(config.data.name), device)
+            zoo.try_out(name, network, datasets.describe(config.data), device)
         self.weights = {name: zoo.content_hash(name, network) for name, network in networks.items()}
         self.lpips = metrics.lpips_network(device)
         self.data = datasets.load(config.data, "test", seed=config.seed)
@@ -188,7 +188,7 @@ class Measurement:
         return {
             **{name: asked[name] for name in kept},
             "weights": self.weights,
-            "images' contents": tensor_hash(*self.data, *self.validation),
+            "images' contents": content_hash(self.data, self.validation),
             "device": self.device.type,
             "versions": all_versions(),
             "LPIPS": self.lpips is not None,

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gandefense.errors import UserError
 
 Z95 = 1.959964  # of a two-sided 95 % interval
 LPIPS_BACKBONE_VARIABLE = "GANDEFENSE_LPIPS_BACKBONE"
+LPIPS_SMALLEST = 32  # pixels
 # torchvision's numbers of AlexNet's convolutions → the slices that lpips cuts its backbone into
 LPIPS_SLICES = {0: "slice1", 3: "slice2", 6: "slice3", 8: "slice4", 10: "slice5"}
 
@@ -131,7 +133,8 @@ def quality(images: Tensor, reference: Tensor, lpips: nn.Module | None = None) -
     """How close images come to their references, image by image.
 
     PSNR and SSIM are piq's, which leaves out borders that others count. piq adds 1e-8 to the squared error, so that
-    the PSNR of identical images is 80 dB, not infinite.
+    the PSNR of identical images is 80 dB, not infinite. LPIPS sees grey images in three equal channels, and those below
+    32 pixels with reflected borders that bring them to 32: of smaller ones AlexNet's poolings leave nothing.
 
     Args:
         images: (B, C, H, W) in [0, 1].
@@ -149,7 +152,9 @@ def quality(images: Tensor, reference: Tensor, lpips: nn.Module | None = None) -
             "ssim": piq.ssim(images, reference, data_range=1.0, reduction="none"),
         }
         if lpips is not None:
-            colour = [batch.expand(-1, 3, -1, -1) for batch in (images, reference)]
+            missing = max(0, LPIPS_SMALLEST - min(images.shape[-2:]))
+            border = (missing // 2, missing - missing // 2) * 2
+            colour = [F.pad(batch, border, mode="reflect").expand(-1, 3, -1, -1) for batch in (images, reference)]
             values["lpips"] = lpips(colour[0] * 2 - 1, colour[1] * 2 - 1).flatten()
     return values
 

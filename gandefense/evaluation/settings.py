@@ -154,7 +154,7 @@ def check(config: EvaluateConfig) -> None:
         UserError: unknown networks, networks of another data set, unknown attacks or views, values out of range,
             anything listed twice.
     """
-    datasets.describe(config.data.name)
+    datasets.describe(config.data)
     for name, low in (("batch_size", 1), ("cost_batch_size", 1), ("images", 0), ("resubmissions", 1), ("validation_images", 1)):
         if getattr(config, name) < low:
             raise UserError(f"{name} must be at least {low}, got {getattr(config, name)}")
@@ -251,5 +251,14 @@ def _check_networks(config: EvaluateConfig) -> None:
         kinds = ("classifier",) if role == "classifier" else tuple(zoo.RESTORERS)
         if kind not in kinds:
             raise UserError(f"{name} is a {kind!r}, not a {role} ({', '.join(kinds)})")
-        if description.get("data") != config.data.name:
-            raise UserError(f"{role} {name} is for {description.get('data')!r}, but data.name is {config.data.name!r}")
+        wanted_data = datasets.describe(config.data).name
+        if description.get("data") != wanted_data:
+            raise UserError(f"{role} {name} is for {description.get('data')!r}, but data.name is {wanted_data!r}")
+        recipe = description.get("config")
+        trained_on = recipe.get("data") if isinstance(recipe, dict) else None
+        split = trained_on.get("split", "official") if isinstance(trained_on, dict) else config.data.split
+        if split != config.data.split:
+            raise UserError(
+                f"{role} {name} was trained with data.split={split}; under data.split={config.data.split} some of its training "
+                "images would be test images"
+            )

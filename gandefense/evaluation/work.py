@@ -80,7 +80,7 @@ class Work:
                 continue
             key = universal_key(cell)
             bar.set_postfix_str(f"{cell.title} for all images on {cell.restorer}, {cell.view}")
-            images, labels, _ = self.measurement.validation
+            images, labels = self.measurement.validation[:2]
             if not self.measurement.records.has(key, 0):
                 seed = self._seed(key, Batch(0, images, labels))
                 delta = universal_perturbation(

@@ -29,7 +29,7 @@ def folder_of(config: EvaluateConfig, parent: Path) -> Path:
     """
     values = configuration.to_dict(config)
     asked: dict[str, Any] = {name: values[name] for name in ASKED}
-    asked["data"] = {name: values["data"][name] for name in ("name", "file", "limit")}
+    asked["data"] = {name: value for name, value in values["data"].items() if name not in ("root", "download")}
     names = [config.classifier, *(name for name in config.restorers if name != "none")]
     asked["weights"] = {name: zoo.content_hash(name) for name in names}
     asked |= {"code": code_hash(), "versions": all_versions(), "device": choose_device(config.device).type}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gandefense.evaluation.wording import Table, interval, points, share, shown_name
+from gandefense.evaluation.wording import Table, interval, share, shown_name
+from gandefense.reproduce.statistics import gain_text
 
 ATTACKS = ("fgsm", "bim", "pgd", "mim", "universal")
 BROKEN, KEPT = 0.10, 0.25  # at most this under the worst case: does not hold; at least that: keeps something
@@ -85,13 +86,9 @@ def blocks_table(found: dict[str, Any]) -> Table:
     for first, second in found["pairs"]:
         for entry in (first, second):
             lines.append([entry["name"], *(interval(entry[key]) for key in ("clean", "pgd", "apgd"))])
-    gained = []
-    for key in ("clean", "pgd", "apgd"):
-        gain = found["gains"][key]
-        span = "" if gain["ci95"] is None else f" [{points(gain['ci95'][0])}, {points(gain['ci95'][1])}]"
-        gained.append(f"{points(gain['mean'])} points{span}")
+    gained = [gain_text(found["gains"][key]) for key in ("clean", "pgd", "apgd")]
     lines.append([f"gain of the blocks, mean over {len(found['pairs'])} seeds", *gained])
     note = (
         "The same recipe, data and seed with and without denoising blocks; Student's 95 % interval over the seeds' differences."
     )
-    return Table("blocks", "Feature denoising", note, ["classifier", "clean", "PGD-20", "then APGD-CE and APGD-T"], lines)
+    return Table("blocks", "Feature denoising", note, ["classifier", "clean", "PGD-20", "then APGD-CE and APGD-DLR"], lines)

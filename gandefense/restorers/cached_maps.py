@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gandefense.attacks.cache import AttackedSet, memory_mapped, remaining_chunks
+from gandefense.attacks.cache import AttackedSet
 from gandefense.attacks.suite import frozen
+from gandefense.data.mapped import memory_mapped, remaining_chunks
 from gandefense.files import locked, storing
 from gandefense.precision import resolve
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps

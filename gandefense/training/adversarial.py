@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gandefense.attacks.random_step import random_step
+from gandefense.attacks.spec import STEPWISE
 from gandefense.attacks.suite import AttackSpec, attack, frozen, predict
 from gandefense.data.batches import batches
 from gandefense.data.datasets import Images
@@ -18,8 +19,9 @@ from gandefense.training.distillation import distillation as divergence  # KL(se
 from gandefense.training.state import require
 
 # none; fgsm: one step from a random start; pgd: several (Madry et al. 2018); trades: clean loss + beta · KL of the pair (Zhang
-# et al. 2019); alp: pgd, and the pair's logits drawn together (Kannan et al. 2018). Attacked anew for every batch.
-METHODS = ("none", "fgsm", "pgd", "trades", "alp")
+# et al. 2019); alp: pgd, and the pair's logits drawn together (Kannan et al. 2018); suite: as pgd, with an attack of the
+# evaluator's own. Attacked anew for every batch.
+METHODS = ("none", "fgsm", "pgd", "trades", "alp", "suite")
 CONTROL = AttackSpec("pgd", steps=10)  # what validation images are attacked with; its eps is the training's
 TRADES_START = 0.001  # standard deviation of the start in pixel units: the KL has no gradient at the clean image itself
 
@@ -36,11 +38,12 @@ class WeightPerturbationConfig:
 class AdversarialConfig:
     """How a classifier is trained against attacks."""
 
-    method: str = "none"  # none, fgsm, pgd, trades or alp; see METHODS
+    method: str = "none"  # none, fgsm, pgd, trades, alp or suite; see METHODS
+    attack: str = "pgd"  # of suite: fgsm, ffgsm, bim, pgd or mim, exactly as evaluations attack
     eps: float = 8 / 255  # budget in pixel units
-    steps: int = 10  # of pgd, trades and alp; fgsm has one
-    step_size: float | None = None  # in pixel units; None: see `step_size`
-    clean_weight: float = 0.5  # of fgsm, pgd, alp: α in α · J(clean) + (1 − α) · J(attacked); 0: attacked images alone
+    steps: int = 10  # of pgd, trades, alp, and suite's bim, pgd and mim; fgsm has one
+    step_size: float | None = None  # in pixel units; None: see `step_size`; with suite the attack's usual one
+    clean_weight: float = 0.5  # of fgsm, pgd, alp, suite: α in α · J(clean) + (1 − α) · J(attacked); 0: attacked images alone
     beta: float = 6.0  # of trades, 1/λ in the paper; 6 is its choice
     pairing_weight: float = 0.5  # of alp, times the mean squared difference of the pair's logits
     awp: WeightPerturbationConfig = field(default_factory=WeightPerturbationConfig)
@@ -51,6 +54,8 @@ def check(options: AdversarialConfig) -> None:
     """Raise UserError for an unknown method or a value out of range."""
     if options.method not in METHODS:
         raise UserError(f"unknown train.adversarial.method {options.method!r}; known: {', '.join(METHODS)}")
+    if options.attack not in STEPWISE:
+        raise UserError(f"train.adversarial.attack must be one of {', '.join(STEPWISE)}, got {options.attack!r}")
     if not 0 < options.eps <= 1:
         raise UserError(f"train.adversarial.eps is in pixel units of [0, 1] images (write 8/255), got {options.eps}")
     require(counts={f"train.adversarial.{name}": getattr(options, name) for name in ("steps", "validation_images")})
@@ -72,6 +77,17 @@ def step_size(options: AdversarialConfig) -> float:
     Longer steps are those with which training against a single step breaks down (Wong et al. 2020), hence the limit.
     """
     return options.step_size if options.step_size is not None else options.eps * min(2.5 / options.steps, 1.25)
+
+
+class _InFloat32(nn.Module):
+    """Logits in float32, whatever autocast made of them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images).float()
 
 
 def _ascend(
@@ -99,6 +115,10 @@ def attacked_batch(network: nn.Module, images: Tensor, labels: Tensor, options: 
     with frozen(network):
         if options.method == "fgsm":
             return random_step(network, images, labels, options.eps)
+        if options.method == "suite":
+            spec = AttackSpec(options.attack, eps=options.eps, steps=options.steps, step_size=options.step_size)
+            seed = int(torch.randint(2**31, ()))  # another random start for every batch
+            return attack(_InFloat32(network), images, labels, spec, seed=seed).images
         if options.method == "trades":
             with torch.no_grad():
                 clean = network(images).float()
@@ -113,7 +133,7 @@ def loss(
 ) -> Tensor:
     """The scalar that a training step minimises.
 
-    none: J(clean). fgsm, pgd: α J(clean) + (1 − α) J(attacked) (Goodfellow et al. 2015). trades: J(clean) + β
+    none: J(clean). fgsm, pgd, suite: α J(clean) + (1 − α) J(attacked) (Goodfellow et al. 2015). trades: J(clean) + β
     KL(p(clean) ‖ p(attacked)) (Zhang et al. 2019), where gradients reach both sides. alp: as pgd, plus the pairing
     term (Kannan et al. 2018).
 

@@ -14,7 +14,7 @@ from gandefense import classifiers, distributed, zoo
 from gandefense.attacks.cache import fingerprint
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import augmentation, batch_indices, batches, tensor_hash, to_float
+from gandefense.data.batches import at_once, augmentation, batch_indices, batches, content_hash, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.training import adversarial, vaccination
@@ -71,6 +71,7 @@ class ClassifierConfig:
 def accuracy(network: nn.Module, images: datasets.Images, device: torch.device, batch_size: int = 500) -> float:
     """Fraction of images that a network in eval mode classifies correctly, in float32."""
     was_training = network.training
+    batch_size = at_once(images.images.shape[-1], batch_size)  # fewer, where they are larger than 32×32
     network.eval()
     right = sum((network(batch).argmax(1) == labels).sum().item() for batch, labels in batches(images, batch_size, device))
     network.train(was_training)
@@ -108,7 +109,7 @@ def train(config: ClassifierConfig) -> Path:
 
 def _train(config: ClassifierConfig, device: torch.device) -> Path:
     options, attacks = config.train, config.train.adversarial
-    data = datasets.describe(config.data.name)
+    data = datasets.describe(config.data)
     check_settings(config.run)
     require(
         counts={"train.batch_size": options.batch_size},
@@ -122,7 +123,7 @@ def _train(config: ClassifierConfig, device: torch.device) -> Path:
     seed_everything(config.run.seed)
     with distributed.first_before_others():
         images = datasets.load(config.data, "train", seed=config.run.seed)
-        validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+        validation = datasets.load(config.data.whole(), "validation")
     check_parts(options.accumulate, {"train.batch_size": min(options.batch_size, len(images.labels))})
     network = classifiers.build(config.architecture, data).to(device, memory_format=torch.channels_last)
     if config.start is not None:
@@ -141,8 +142,8 @@ def _train(config: ClassifierConfig, device: torch.device) -> Path:
         momentum=options.momentum,
         nesterov=True,
     )
-    augment = augmentation(data.size, erase=options.erase)
-    made_from = {"the images": tensor_hash(*images, *validation)}
+    augment = augmentation(data.size, flip=data.flips, erase=options.erase)
+    made_from = {"the images": content_hash(images, validation)}
     if teacher is not None:
         made_from["the teacher"] = fingerprint(teacher)
     with open_run("classifier", config, config.run, config.resume, made_from) as run:

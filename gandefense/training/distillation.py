@@ -12,7 +12,7 @@ from gandefense import distributed
 from gandefense.attacks.noise import gaussian_signed
 from gandefense.attacks.suite import frozen
 from gandefense.data import datasets
-from gandefense.data.batches import to_float
+from gandefense.data.batches import at_once, to_float
 from gandefense.precision import autocast
 from gandefense.training.parts import Part, gathered
 
@@ -76,8 +76,8 @@ def student_step(
 @torch.no_grad()
 def clean_logits(classifier: nn.Module, images: datasets.Images, device: torch.device, precision: str) -> Tensor:
     """The frozen classifier's logits (N, K) on all clean images, computed once; by each process for every so many of them."""
-    logits = []
-    for number, part in enumerate(images.images.split(500)):
+    logits, share = [], at_once(images.images.shape[-1], 500)
+    for number, part in enumerate(images.images.split(share)):
         if number % distributed.world() == distributed.rank():
             batch = to_float(part.to(device)).contiguous(memory_format=torch.channels_last)
             with autocast(device, precision):
@@ -85,6 +85,6 @@ def clean_logits(classifier: nn.Module, images: datasets.Images, device: torch.d
     if distributed.world() == 1:
         return torch.cat(logits)
     rows = torch.arange(len(images.labels))
-    mine = torch.cat([rows[:0], *rows.split(500)[distributed.rank() :: distributed.world()]])
+    mine = torch.cat([rows[:0], *rows.split(share)[distributed.rank() :: distributed.world()]])
     columns = max(distributed.from_all(logits[0].shape[1] if logits else 0))
     return gathered([torch.cat([torch.zeros(0, columns), *logits])], mine, len(rows))[0]

@@ -19,7 +19,7 @@ from gandefense import classifiers, distributed, zoo
 from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import augmentation, batch_indices, tensor_hash, to_float
+from gandefense.data.batches import augmentation, batch_indices, content_hash, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.restorers.discriminator import Discriminator, discriminator_loss, generator_loss, r1_penalty
@@ -130,7 +130,9 @@ class GANConfig:
     student: str = "same"  # the student's architecture; "same": the teacher's, started from its weights
     answers: str = "teacher"  # who classifies restored images: teacher (the classifier above), or student (the distilled one)
     attacked: AttackedSetConfig = field(default_factory=AttackedSetConfig)
-    validation_rows: int = 1536  # validation images attacked at 8/255, to watch the training by
+    validation_rows: int = 1536  # attacked validation images, to watch the training by
+    validation_budgets: list[float] = field(default_factory=lambda: [8 / 255])  # at which they are attacked, in pixel units
+    validation_images: int | None = None  # clean ones, for the detector's threshold; None: all
     network: GANNetworkConfig = field(default_factory=GANNetworkConfig)
     distil: StudentConfig = field(default_factory=StudentConfig)
     train: GANTrainConfig = field(default_factory=GANTrainConfig)
@@ -157,7 +159,7 @@ def train(config: GANConfig) -> Path:
 
 def _train(config: GANConfig, device: torch.device) -> Path:
     options, weights = config.train, config.loss
-    data = datasets.describe(config.data.name)
+    data = datasets.describe(config.data)
     check_settings(config.run)
     require(
         counts={
@@ -195,12 +197,12 @@ def _train(config: GANConfig, device: torch.device) -> Path:
     seed_everything(config.run.seed)
     lpips = _lpips(device) if weights.lpips > 0 else None
     teacher = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
+    zoo.try_out(config.classifier, teacher, data, device)
     teacher_kind = zoo.describe(config.classifier).get("architecture")  # None for a user's own module
     with distributed.first_before_others():
         images = datasets.load(config.data, "train", seed=config.run.seed)
-        validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+        validation = datasets.load(config.data.whole(config.validation_images), "validation")
     student_kind = teacher_kind if config.student == "same" else config.student
-    zoo.try_out(config.classifier, teacher, data, device)
     student = copy.deepcopy(teacher) if config.student == "same" else classifiers.build(student_kind, data)
     student = student.to(device, memory_format=torch.channels_last)
     shape = {
@@ -218,14 +220,14 @@ def _train(config: GANConfig, device: torch.device) -> Path:
     student_optimiser = torch.optim.SGD(student.parameters(), lr=config.distil.learning_rate, momentum=0.9, weight_decay=5e-4)
     optimiser = torch.optim.Adam(networks.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.discriminator_rate, betas=(0.0, 0.99))
-    made_from = {"the images": tensor_hash(*images, *validation), "the defended classifier": fingerprint(teacher)}
+    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(teacher)}
     with open_run("gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")
             return run.folder / "model.safetensors"
 
         place = {"device": device, "root": config.data.root}
-        small = AttackedSetConfig(rows=config.validation_rows, budgets=[8 / 255], seed=1, precision="float32")
+        small = AttackedSetConfig(rows=config.validation_rows, budgets=config.validation_budgets, seed=1, precision="float32")
         with distributed.first_before_others():
             attacked = attacked_set(teacher, images, config.attacked, **place, name=f"{data.name}-train")
             held_out = attacked_set(teacher, validation, small, **place, name=f"{data.name}-validation")
@@ -244,7 +246,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
         bar = run.progress(config.distil.steps + options.steps + config.adapt.steps, "step", "gan")
 
         # Phase 1: teacher → student.
-        augment = augmentation(data.size)
+        augment = augmentation(data.size, flip=data.flips)
         student.train()
         means = Means()
         for step in range(run.step, config.distil.steps):

@@ -15,8 +15,6 @@ from gandefense.restorers.gan import GANRestorer
 from gandefense.training.gan_validation import LEVELS, NOISES, Validation
 from gandefense.training.run import Run
 
-COLUMNS = 12  # of a grid
-
 
 def look(run: Run, restorer: GANRestorer, seen: Validation, attacked: AttackedSet, images: datasets.Images) -> None:
     """Everything that is shown of one validation; see `grids`, `confusion` and `roc_picture`."""
@@ -31,7 +29,8 @@ def look(run: Run, restorer: GANRestorer, seen: Validation, attacked: AttackedSe
 def grids(run: Run, restorer: GANRestorer, attacked: AttackedSet, images: datasets.Images) -> None:
     """Fixed grids, for the attacks and each noise level: clean · attacked · sparsity · cleaned · each round · residual ×10."""
     device = next(restorer.parameters()).device
-    rows = torch.arange(0, len(attacked), max(1, len(attacked) // COLUMNS))[:COLUMNS]
+    columns = min(len(attacked), max(4, min(12, 1024 // images.images.shape[-1])))  # fewer of large images
+    rows = torch.linspace(0, len(attacked) - 1, columns).long()  # not every so many, which could be always the same attack
     clean = to_float(images.images[attacked.source[rows]])
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     shown = {"attacked": attacked.rows(rows)}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gandefense.attacks.cache import AttackedSet
 from gandefense.attacks.random_step import perturbation_level
 from gandefense.data import datasets
-from gandefense.data.batches import to_float
+from gandefense.data.batches import at_once, to_float
 from gandefense.evaluation.metrics import auroc
 from gandefense.restorers.gan import GANNetworks, GANRestorer
 
@@ -45,7 +45,8 @@ def choose_threshold(networks: GANNetworks, validation: datasets.Images, rate: f
     """The attack logit that a fraction `rate` of clean validation images exceeds."""
     was_training = networks.training
     networks.eval()
-    logits = torch.cat([networks.detect(to_float(part.to(device))) for part in validation.images.split(256)])
+    parts = validation.images.split(at_once(validation.images.shape[-1]))
+    logits = torch.cat([networks.detect(to_float(part.to(device))) for part in parts])
     networks.train(was_training)
     return logits.float().quantile(1 - rate).item()
 
@@ -59,7 +60,7 @@ def nearest_level(levels: Tensor) -> Tensor:
 def validate(
     restorer: GANRestorer, classifier: nn.Module, attacked: AttackedSet, images: datasets.Images, device: torch.device
 ) -> Validation:
-    """Validation figures in float32, on clean images, on attacked ones (8/255) and under noise.
+    """Validation figures in float32, on clean images, on attacked ones and under noise.
 
     Accuracy behind the restorer; the share that is flagged; AUROC of the detector's score, clean images against those whose
     perturbation misled the classifier; the share of levels that are estimated at most one step of LEVELS off.
@@ -69,7 +70,7 @@ def validate(
     scores: dict[str, list[Tensor]] = {}
     true, estimated = [], []
     generator = torch.Generator().manual_seed(0)
-    for rows in torch.arange(len(attacked)).split(256):
+    for rows in torch.arange(len(attacked)).split(at_once(images.images.shape[-1])):
         clean = to_float(images.images[attacked.source[rows]])
         labels = images.labels[attacked.source[rows]].to(device)
         flags = attacked.is_attacked(rows)

@@ -13,7 +13,7 @@ from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_se
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, tensor_hash, to_float
+from gandefense.data.batches import at_once, batch_indices, content_hash, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.restorers.cached_maps import cached_maps
@@ -81,7 +81,7 @@ def validate(
 ) -> dict[str, float]:
     """Accuracy of the classifier alone and behind the restorer on validation rows, clean and attacked apart, in float32."""
     right: dict[str, list[Tensor]] = {"clean": [], "attacked": [], "undefended": []}
-    for rows in torch.arange(len(attacked)).split(128):
+    for rows in torch.arange(len(attacked)).split(at_once(images.images.shape[-1], 128)):
         batch, labels = attacked.rows(rows).to(device), images.labels[attacked.source[rows]].to(device)
         flags = attacked.is_attacked(rows).to(device)
         restored = classifier(restorer(batch).images).argmax(1) == labels
@@ -107,7 +107,7 @@ def train(config: TRNConfig) -> Path:
 
 def _train(config: TRNConfig, device: torch.device) -> Path:
     options = config.train
-    data = datasets.describe(config.data.name)
+    data = datasets.describe(config.data)
     check_settings(config.run)
     require(
         counts={"train.steps": options.steps, "train.batch_size": options.batch_size, "validation_rows": config.validation_rows},
@@ -124,7 +124,7 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     zoo.try_out(config.classifier, classifier, data, device)
     with distributed.first_before_others():
         images = datasets.load(config.data, "train", seed=config.run.seed)
-        validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+        validation = datasets.load(config.data.whole(), "validation")
     shape = {
         "channels": data.channels,
         "labels": config.network.top_k or len(data.classes),
@@ -136,7 +136,7 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     average = exponential_average(network, options.ema_decay)
     network = synchronised(network, device)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    made_from = {"the images": tensor_hash(*images, *validation), "the defended classifier": fingerprint(classifier)}
+    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
     with open_run("trn", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

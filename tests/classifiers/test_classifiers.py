@@ -39,6 +39,16 @@ def test_normalisation_is_inside(architecture: str) -> None:
     assert not [name for name in network.state_dict() if name.endswith((".mean", ".std"))]
 
 
+def test_the_network_for_faces_looks_at_averages_of_larger_images() -> None:
+    small, large = (
+        classifiers.build("resnet12_faces", datasets.describe(f"celeba-{size}-Male+Smiling")).eval() for size in (128, 512)
+    )
+    large.load_state_dict(small.state_dict())
+    image = torch.rand(1, 3, 128, 128)
+    enlarged = image.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert small(image).shape == (1, 4) and torch.allclose(small(image), large(enlarged), atol=1e-5)
+
+
 def test_normalize_known_value() -> None:
     normalised = Normalize((0.5, 0.25), (0.5, 0.125))(torch.tensor([1.0, 0.5]).view(1, 2, 1, 1))
     assert normalised.flatten().tolist() == [1.0, 2.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gandefense.data.batches import augmentation, batch_indices, batches, order, to_float
+from gandefense.data.batches import at_once, augmentation, batch_indices, batches, order, to_float
 from gandefense.data.datasets import Images
 
 
@@ -40,6 +40,22 @@ def test_augmentation_shifts_and_mirrors_by_at_most_four_pixels() -> None:
     assert set(columns[~mirrored].tolist()) == set(range(6, 15))
     assert set(columns[mirrored].tolist()) == set(range(17, 26))
     assert 140 < mirrored.sum() < 260
+
+
+def test_augmentation_of_larger_images_shifts_them_by_as_large_a_share() -> None:
+    images = torch.zeros(40, 1, 128, 128)
+    images[:, :, 64, 40] = 1
+    rows, columns = _positions(augmentation(128)(images))
+    assert rows.min() < 56 and rows.max() > 72 and rows.min() >= 48 and rows.max() <= 80
+    assert (((columns - 40).abs() <= 16) | ((columns - 87).abs() <= 16)).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "count"),
+    [(6, 256, 256), (32, 256, 256), (32, 500, 500), (64, 256, 64), (128, 256, 16), (512, 256, 1), (1024, 256, 1)],
+)
+def test_fewer_large_images_are_handled_at_a_time(size: int, most: int, count: int) -> None:
+    assert at_once(size, most) == count
 
 
 def _positions(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from gandefense.attacks.cache import AttackedSetConfig, attacked_set
 from gandefense.data.batches import Images
+from gandefense.data.decoded import decoded
 from gandefense.files import locked
 from tests.helpers.networks import small_cnn
 
@@ -44,6 +46,15 @@ def test_listing_removes_nothing(sets: tuple[Path, Path], tmp_path: Path, tool: 
     assert status == 0
     assert all(str(folder) in out and folder.is_dir() for folder in sets)
     assert "10.0 days unused" in out and "0.0 MB removed (remove=true removes)" in out
+
+
+def test_decoded_images_are_sets_too(tmp_path: Path, tool: Callable) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.jpg")
+    decoded([tmp_path / "a.jpg"], size=32, folder=tmp_path / "decoded", name="faces")
+    (folder,) = (tmp_path / "decoded").iterdir()
+    assert str(folder) in tool("clean_cache", f"root={tmp_path}")[1] and folder.is_dir()
+    status, out, _ = tool("clean_cache", f"root={tmp_path}", "remove=true")
+    assert (status, folder.exists()) == (0, False) and "removed" in out
 
 
 def test_old_sets_are_removed_and_made_again(sets: tuple[Path, Path], tmp_path: Path, tool: Callable) -> None:

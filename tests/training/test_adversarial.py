@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gandefense.attacks.suite import AttackSpec, attack
 from gandefense.errors import UserError
 from gandefense.training.adversarial import AdversarialConfig, WeightPerturbationConfig, attacked_batch, check, loss, step_size
 from gandefense.training.adversarial_weights import perturbed_weights
@@ -99,18 +100,31 @@ def test_the_divergence_of_trades_pulls_on_both_sides(images: Tensor) -> None:
     assert torch.allclose(attacked.grad.flatten(1)[:, 0], (Q - P) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["fgsm", "pgd", "trades", "alp"])
+@pytest.mark.parametrize("method", ["fgsm", "pgd", "trades", "alp", "suite"])
 @pytest.mark.parametrize("step", [None, 0.5])
 def test_attacks_stay_in_the_ball_and_in_the_pixels_range(
     images: Tensor, labels: Tensor, method: str, step: float | None
 ) -> None:
     images = (2 * images - 0.5).clamp(0, 1)  # with many pixels at the edges
-    attacked = attacked_batch(small_cnn(nn.ReLU), images, labels, AdversarialConfig(method, eps=EPS, steps=3, step_size=step))
+    attacked = attacked_batch(small_cnn(nn.ReLU), images, labels, AdversarialConfig(method, "pgd", EPS, 3, step))
     assert (attacked - images).abs().max() <= EPS + 1e-6
     assert (attacked - images).abs().flatten(1).amax(1).min() > 0.5 * EPS, "no image is left as it was"
     assert attacked.min() >= 0
     assert attacked.max() <= 1
     assert not attacked.requires_grad
+
+
+@pytest.mark.parametrize("name", ["fgsm", "ffgsm", "bim", "pgd", "mim"])
+def test_suite_attacks_as_the_evaluator_does(images: Tensor, labels: Tensor, name: str) -> None:
+    network, options = small_cnn(nn.Softplus).train(), AdversarialConfig("suite", name, EPS, steps=3)
+    torch.manual_seed(7)
+    attacked = attacked_batch(network, images, labels, options)
+    torch.manual_seed(7)
+    spec = AttackSpec(name, eps=EPS, steps=3)
+    assert torch.equal(attacked, attack(network, images, labels, spec, seed=int(torch.randint(2**31, ()))).images)
+    random = name in ("ffgsm", "pgd")
+    assert torch.equal(attacked_batch(network, images, labels, options), attacked) is not random, "another start every batch"
+    assert network.training
 
 
 def test_more_steps_find_a_higher_loss_and_any_more_than_none(images: Tensor, labels: Tensor) -> None:

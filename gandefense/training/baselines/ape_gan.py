@@ -11,7 +11,7 @@ from gandefense import zoo
 from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, tensor_hash, to_float
+from gandefense.data.batches import batch_indices, content_hash, to_float
 from gandefense.precision import autocast
 from gandefense.restorers.baselines.ape_gan import (
     ADVERSARIAL_WEIGHT,
@@ -84,7 +84,7 @@ def train(config: APEGANConfig) -> Path:
     """
     options = config.train
     device = choose_device(config.run.device)
-    data = datasets.describe(config.data.name)
+    data = datasets.describe(config.data)
     check_settings(config.run)
     require(
         counts={
@@ -107,11 +107,11 @@ def train(config: APEGANConfig) -> Path:
     classifier = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
     zoo.try_out(config.classifier, classifier, data, device)
     images = datasets.load(config.data, "train", seed=config.run.seed)
-    validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+    validation = datasets.load(config.data.whole(), "validation")
     average = exponential_average(network, options.ema_decay)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.5, 0.999))
     discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.learning_rate, betas=(0.5, 0.999))
-    made_from = {"the images": tensor_hash(*images, *validation), "the defended classifier": fingerprint(classifier)}
+    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
     with open_run("ape_gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

@@ -13,7 +13,7 @@ from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprin
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, tensor_hash, to_float
+from gandefense.data.batches import batch_indices, content_hash, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.restorers.baselines.denoiser import DenoiserRestorer, DenoisingUNet
@@ -108,7 +108,7 @@ def train(config: DenoiserConfig) -> Path:
     """
     options = config.train
     device = choose_device(config.run.device)
-    data = datasets.describe(config.data.name)
+    data = datasets.describe(config.data)
     check_settings(config.run)
     require(
         counts={"train.steps": options.steps, "train.batch_size": options.batch_size, "validation_rows": config.validation_rows},
@@ -125,10 +125,10 @@ def train(config: DenoiserConfig) -> Path:
     with torch.no_grad():  # an unknown guide is refused before any work
         guidance(options.guide, classifier, torch.zeros(1, data.channels, data.size, data.size, device=device))
     images = datasets.load(config.data, "train", seed=config.run.seed)
-    validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+    validation = datasets.load(config.data.whole(), "validation")
     average = exponential_average(network, options.ema_decay)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    made_from = {"the images": tensor_hash(*images, *validation), "the defended classifier": fingerprint(classifier)}
+    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
     with open_run("denoiser", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

@@ -18,7 +18,7 @@ from torch import Tensor
 from gandefense import classifiers
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import augmentation, batch_indices, batches, tensor_hash, to_float
+from gandefense.data.batches import augmentation, batch_indices, batches, content_hash, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.training.baselines.latent_boundary import AutoEncoder, Boundaries
@@ -127,7 +127,7 @@ def train(config: LADConfig) -> Path:
     """
     options, first = config.train, config.autoencoder
     device = choose_device(config.run.device)
-    data = datasets.describe(config.data.name)
+    data = datasets.describe(config.data)
     check_settings(config.run)
     require(
         counts={
@@ -159,7 +159,7 @@ def train(config: LADConfig) -> Path:
     autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
     boundaries = Boundaries(len(data.classes), torch.Size(autoencoder.shape).numel()).to(device)
     images = datasets.load(config.data, "train", seed=config.run.seed)
-    validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+    validation = datasets.load(config.data.whole(), "validation")
     average = exponential_average(network, options.ema_decay)
     autoencoder_optimiser = torch.optim.Adam(autoencoder.parameters(), lr=first.learning_rate)
     decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
@@ -170,8 +170,8 @@ def train(config: LADConfig) -> Path:
         momentum=options.momentum,
         nesterov=True,
     )
-    augment = augmentation(data.size)
-    with open_run("lad", config, config.run, config.resume, {"the images": tensor_hash(*images, *validation)}) as run:
+    augment = augmentation(data.size, flip=data.flips)
+    with open_run("lad", config, config.run, config.resume, {"the images": content_hash(images, validation)}) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")
             return run.folder / "model.safetensors"

@@ -12,7 +12,7 @@ from gandefense import zoo
 from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, tensor_hash, to_float
+from gandefense.data.batches import batch_indices, content_hash, to_float
 from gandefense.precision import autocast
 from gandefense.restorers.baselines.magnet import (
     DetectorConfig,
@@ -102,7 +102,7 @@ def train(config: MagNetConfig) -> Path:
     """
     options = config.train
     device = choose_device(config.run.device)
-    data = datasets.describe(config.data.name)
+    data = datasets.describe(config.data)
     check_settings(config.run)
     require(
         counts={"train.steps": options.steps, "train.batch_size": options.batch_size, "validation_rows": config.validation_rows},
@@ -116,10 +116,10 @@ def train(config: MagNetConfig) -> Path:
     classifier = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
     zoo.try_out(config.classifier, classifier, data, device)
     images = datasets.load(config.data, "train", seed=config.run.seed)
-    validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+    validation = datasets.load(config.data.whole(), "validation")
     average = exponential_average(autoencoders, options.ema_decay)
     optimiser = torch.optim.Adam(autoencoders.parameters(), lr=options.learning_rate)
-    made_from = {"the images": tensor_hash(*images, *validation), "the defended classifier": fingerprint(classifier)}
+    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
     with open_run("magnet", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")
