@@ -60,8 +60,10 @@ def main(arguments: list[str]) -> None:
     defended = zoo.load(name).to(device).requires_grad_(False)
     restorer = defended.restorer
     assert isinstance(restorer, GANRestorer)
-    trained_on = description.get("config", {}).get("data", {})
-    data = DataConfig(description["data"], **{key: trained_on[key] for key in ("split", "images") if key in trained_on})
+    config = description.get("config")
+    trained_on = config.get("data") if isinstance(config, dict) else None
+    kept = trained_on if isinstance(trained_on, dict) else {}
+    data = DataConfig(description["data"], **{key: kept[key] for key in ("split", "images") if isinstance(kept.get(key), str)})
     validation = datasets.load(data, "validation")
     detector = gan_detection.calibrate(restorer.networks, defended.classifier, validation, rate, device)
     print(f"threshold {detector.threshold:.3f} for {rate:.1%} of {len(validation.labels):,} clean validation images")
