@@ -11,6 +11,7 @@ without it nothing is written. limit= is how many test images are attacked (0: n
 usage: python tools/calibrate_detector.py RESTORER [output=FILE.safetensors] [rate=0.05] [limit=300] [device=auto]
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,7 +60,11 @@ def main(arguments: list[str]) -> None:
     defended = zoo.load(name).to(device).requires_grad_(False)
     restorer = defended.restorer
     assert isinstance(restorer, GANRestorer)
-    validation = datasets.load(DataConfig(description["data"]), "validation")
+    config = description.get("config")
+    trained_on = config.get("data") if isinstance(config, dict) else None
+    kept = trained_on if isinstance(trained_on, dict) else {}
+    data = DataConfig(description["data"], **{key: kept[key] for key in ("split", "images") if isinstance(kept.get(key), str)})
+    validation = datasets.load(data, "validation")
     detector = gan_detection.calibrate(restorer.networks, defended.classifier, validation, rate, device)
     print(f"threshold {detector.threshold:.3f} for {rate:.1%} of {len(validation.labels):,} clean validation images")
     if output is not None:
@@ -68,7 +73,7 @@ def main(arguments: list[str]) -> None:
         print(f"written: {output}")
     if limit:
         torch.manual_seed(0)
-        few = datasets.load(DataConfig(description["data"], limit=limit), "test", seed=0)
+        few = datasets.load(replace(data, limit=limit), "test", seed=0)
         found = gan_detection.measure(restorer.networks, detector, few, rate, device)
         print(text_table(*gan_detection.table(found)))
         print("n: attacks that changed the image and misled the classifier; they ignore the defence")

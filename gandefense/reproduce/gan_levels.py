@@ -153,7 +153,7 @@ def run(config: GANLevelsConfig, name: str = "gan-levels") -> tuple[list[Table],
         "rounds": [{"rounds": rounds, **probe_figures(config, before_teacher, path)} for rounds, path in by_rounds.items()],
         "parts": part_rows(config, before_teacher, before_student, cleaned, once),
         "quality": quality_rows(config, before_teacher, cleaned, once),
-        "published": tables.PUBLISHED.get(config.data.name, []),
+        "published": tables.PUBLISHED.get(config.data.name.split("-")[0], []),
         # how each was made: evaluations used again are older than this table
         "evaluations": [{key: value for key, value in result["made"].items() if key != "config"} for result in results],
     }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gandefense.attacks.random_step import perturbation_level
 from gandefense.attacks.suite import AttackSpec, attack, predict
 from gandefense.data import datasets
-from gandefense.data.batches import batches, to_float
+from gandefense.data.batches import at_once, batches, to_float
 from gandefense.errors import UserError
 from gandefense.evaluation.metrics import auroc, share_above, threshold
 from gandefense.evaluation.wording import number, share
@@ -19,7 +19,7 @@ from gandefense.restorers.fused_detector import SIGNALS, FusedDetector, Signal
 from gandefense.restorers.gan import GANNetworks
 from gandefense.training.gan_validation import nearest_level
 
-BATCH = 128
+BATCH = 128  # of 32×32 pixels
 NARROWEST = 1e-6  # spread of a signal that is the same on all images
 
 # What a detector is tried on; it is not chosen by them.
@@ -35,7 +35,9 @@ TRIED = (
 @torch.no_grad()
 def marks(networks: GANNetworks, detector: FusedDetector, images: Tensor) -> Tensor:
     """The detector's signals (N, S) on images (N, C, H, W) in [0, 1], batch by batch."""
-    return torch.cat([detector.marks(part, networks.judge(part)).float() for part in images.split(BATCH)])
+    return torch.cat(
+        [detector.marks(part, networks.judge(part)).float() for part in images.split(at_once(images.shape[-1], BATCH))]
+    )
 
 
 @torch.no_grad()
@@ -70,7 +72,8 @@ def calibrate(
     was_training = networks.training
     networks.eval()
     raw = FusedDetector(classifier, list(signals))
-    found = torch.cat([marks(networks, raw, to_float(part.to(device))) for part in validation.images.split(BATCH)]).cpu()
+    pieces = validation.images.split(at_once(validation.images.shape[-1], BATCH))
+    found = torch.cat([marks(networks, raw, to_float(part.to(device))) for part in pieces]).cpu()
     networks.train(was_training)
     scaled = []
     for signal, column in zip(signals, found.unbind(1), strict=True):
@@ -120,7 +123,8 @@ def measure(
         steps off) and "signals": name → "auroc" and "tpr"; None where the attack had no success. "fused" is the
         detector as it is, with "tpr" at its calibrated threshold and "false_positive_rate".
     """
-    held = [(images.contiguous(memory_format=torch.channels_last), labels) for images, labels in batches(clean, BATCH, device)]
+    size = at_once(clean.images.shape[-1], BATCH)
+    held = [(images.contiguous(memory_format=torch.channels_last), labels) for images, labels in batches(clean, size, device)]
     before = torch.cat([marks(networks, detector, images) for images, _ in held]).cpu()
     entries = []
     for spec in tried:

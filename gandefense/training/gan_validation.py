@@ -60,7 +60,7 @@ def nearest_level(levels: Tensor) -> Tensor:
 def validate(
     restorer: GANRestorer, classifier: nn.Module, attacked: AttackedSet, images: datasets.Images, device: torch.device
 ) -> Validation:
-    """Validation figures in float32, on clean images, on attacked ones (8/255) and under noise.
+    """Validation figures in float32, on clean images, on attacked ones and under noise.
 
     Accuracy behind the restorer; the share that is flagged; AUROC of the detector's score, clean images against those whose
     perturbation misled the classifier; the share of levels that are estimated at most one step of LEVELS off.

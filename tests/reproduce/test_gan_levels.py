@@ -112,6 +112,7 @@ def test_a_mistake_is_found_before_any_work(changes: dict, message: str, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_tool_measures_every_reading_and_part(
     tool: Callable,
     networks: Networks,  # noqa: F811
