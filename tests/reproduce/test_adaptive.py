@@ -12,7 +12,7 @@ import torch
 
 from gandefense import config
 from gandefense.errors import UserError
-from gandefense.evaluation import cost, metrics
+from gandefense.evaluation import cost, evaluator, metrics
 from gandefense.evaluation.settings import AttackEntry, WhiteBoxConfig, resolve
 from gandefense.evaluation.settings import check as check_evaluation
 from gandefense.reproduce import adaptive
@@ -92,7 +92,8 @@ def test_the_tool_measures_compares_and_quotes(
     monkeypatch.setattr(cost, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(cost, "LEAST_REPEATS", 1)
     monkeypatch.setattr(metrics, "lpips_network", lambda *_: None)
-    words = ["adaptive", "data.limit=12", "batch_size=12", "device=cpu"]
+    monkeypatch.setattr(evaluator.report, "write", lambda *_: None)  # each evaluation's own page, which takes seconds to draw
+    words = ["adaptive", "data.limit=8", "batch_size=8", "device=cpu"]
     words += [f"classifiers=[{networks.classifier}]", f"defences=[{networks.trn}]", "gray_box=[{attack: fgsm, eps: 8/255}]"]
     words += ["black_box.sources=[]", "black_box.queries=[]", "white_box.views=[detached, exact]"]
     words += ["white_box.attacks=[{attack: pgd, steps: 1, eps: 8/255}, {attack: pgd, steps: 1, loss: margin, survivors: true}]"]
