@@ -37,8 +37,15 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+SMALLEST = {"resnet12_faces": 64}  # pixels that an architecture needs, where it does not take all
+
+
 def build(architecture: str, data: Dataset) -> nn.Module:
-    """A freshly initialised classifier for a data set; raises UserError for an unknown architecture."""
+    """A freshly initialised classifier for a data set; raises UserError for an unknown one, or one for larger images."""
     if not isinstance(architecture, str) or architecture not in CLASSIFIERS:
         raise UserError(f"unknown classifier {architecture!r}; known: {', '.join(CLASSIFIERS)}")
+    if data.size < SMALLEST.get(architecture, 0):
+        raise UserError(
+            f"{architecture} is for images of {SMALLEST[architecture]} pixels and more, {data.name} has {data.size}×{data.size}"
+        )
     return CLASSIFIERS[architecture](data, classes=len(data.classes), mean=data.mean, std=data.std)

@@ -27,6 +27,10 @@ class Images(NamedTuple):
     index: Tensor
     hashes: Tensor | None = None
 
+    def rows(self, chosen: Tensor | slice) -> Images:
+        """Those at some positions (n,), or of a slice."""
+        return Images(*(None if part is None else part[chosen] for part in self))
+
 
 def tensor_hash(*tensors: Tensor) -> str:
     """SHA-256 over the contents of tensors: whether images, labels or weights are the same as at another time."""

@@ -178,7 +178,7 @@ def _limited(data: Images, limit: int | None, seed: int) -> Images:
     if limit is None:
         return data
     chosen = torch.from_numpy(_chosen(len(data.labels), limit, seed))
-    return Images(*(part[chosen] for part in data[:3]))
+    return data.rows(chosen)
 
 
 def read_file(path: str, dataset: Dataset) -> Images:

@@ -15,7 +15,7 @@ import torch
 from gandefense import config as configuration
 from gandefense import distributed, zoo
 from gandefense.data import datasets
-from gandefense.data.batches import batches, tensor_hash, to_float
+from gandefense.data.batches import batches, content_hash, to_float
 from gandefense.errors import UserError
 from gandefense.evaluation import checks, cost, fid, figures, metrics, report, tables
 from gandefense.evaluation.cells import NO_RESTORER, Cell, validation_key, zero_key
@@ -90,7 +90,7 @@ def _write(measurement: Measurement, begun: float) -> None:
     results = tables.json_ready(results)
     panels = draw(measurement, list(outcomes))
     report.write(measurement.folder, results, panels)
-    about = {"images": tensor_hash(*measurement.data)}
+    about = {"images": content_hash(measurement.data)}
     save_weights(measurement.folder / STANDING, tables.standing(outcomes), about)
     # Last, because results.json marks the evaluation as finished.
     write_text(measurement.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")

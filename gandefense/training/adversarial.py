@@ -182,7 +182,7 @@ def robust_accuracy(
     network: nn.Module, data: Images, options: AdversarialConfig, device: torch.device, batch_size: int = 250
 ) -> float:
     """Fraction of the first validation images that stay right under PGD-10 of the training's eps."""
-    few = Images(*(part[: options.validation_images] for part in data))
+    few = data.rows(slice(options.validation_images))
     spec = AttackSpec(CONTROL.attack, eps=options.eps, steps=CONTROL.steps)
     right = 0
     with frozen(network):  # in eval mode for the prediction, too: batch norm must not learn from validation images

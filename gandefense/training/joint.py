@@ -14,7 +14,7 @@ from gandefense.attacks.suite import AttackSpec, attack
 from gandefense.attacks.threats import VIEWS
 from gandefense.config import DataConfig
 from gandefense.data import datasets
-from gandefense.data.batches import augmentation, batch_indices, tensor_hash, to_float
+from gandefense.data.batches import augmentation, batch_indices, content_hash, to_float
 from gandefense.precision import autocast
 from gandefense.restorers.base import DefendedClassifier
 from gandefense.restorers.gan import GANRestorer
@@ -88,8 +88,8 @@ def train(config: JointConfig) -> Path:
     defended, described, architecture = begun(config, data)
     images = datasets.load(config.data, "train", seed=config.run.seed)
     validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
-    few = datasets.Images(*(part[: attacks.validation_images] for part in validation))
-    made_from = {"the images": tensor_hash(*images, *validation)}
+    few = validation.rows(slice(attacks.validation_images))
+    made_from = {"the images": content_hash(images, validation)}
     if config.restorer is not None:
         made_from["the restorer it starts from"] = fingerprint(network_of(defended))
     made_from["the classifier it starts from"] = fingerprint(defended.classifier)

@@ -96,3 +96,8 @@ def test_unknown_architecture_names_the_known_ones() -> None:
 def test_a_wide_resnet_of_impossible_depth_is_refused() -> None:
     with pytest.raises(ValueError, match="6n \\+ 4"):
         wide_resnet(depth=17, width=2, classes=10, mean=CIFAR10.mean, std=CIFAR10.std)
+
+
+def test_a_network_for_large_images_is_not_built_for_small_ones() -> None:
+    with pytest.raises(UserError, match="resnet12_faces is for images of 64 pixels and more, cifar10 has 32×32"):
+        classifiers.build("resnet12_faces", datasets.describe("cifar10"))

@@ -100,7 +100,7 @@ def test_a_name_says_size_and_attributes(size: int) -> None:
         ({"images": "hq"}, "none of its 3 images belongs to the test split (data.split=official)"),
         ({"name": "celeba-77-Smiling"}, "data.size of celeba must be one of"),
         ({"name": "celeba-128-Smile"}, "did you mean Smiling?"),
-        ({"name": "celeb"}, "unknown data set 'celeb'; known: cifar10, celeba"),
+        ({"name": "celeb"}, "unknown data set 'celeb'; known: cifar10, fashion_mnist, svhn, celeba"),
         ({"name": "cifar10", "size": 64}, "data.size: cifar10 has 32×32 pixels"),
         ({"name": "cifar10", "attributes": ["Male"]}, "data.attributes is for data.name=celeba, not for cifar10"),
         ({"name": "cifar10", "split": "identity"}, "data.split is for data.name=celeba, not for cifar10"),

@@ -57,7 +57,7 @@ def test_limit_is_a_prefix_of_a_seeded_shuffle(small_cifar10: Path, split: str) 
 @pytest.mark.parametrize(
     ("config", "split", "message"),
     [
-        (DataConfig(name="cifar11"), "train", f"unknown data set 'cifar11'; known: {', '.join(datasets.DATASETS)}"),
+        (DataConfig(name="cifar11"), "train", f"unknown data set 'cifar11'; known: {', '.join([*datasets.DATASETS, 'celeba'])}"),
         (DataConfig(), "training", "unknown split 'training'; known: train, validation, test"),
         (DataConfig(limit=0), "train", "data.limit must be at least 1, got 0"),
         (DataConfig(limit=-3), "test", "data.limit must be at least 1, got -3"),

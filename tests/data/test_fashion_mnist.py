@@ -163,6 +163,6 @@ def test_the_real_fashion_mnist() -> None:
     assert [description.classes[label] for label in test.labels[:4]] == ["ankle boot", "pullover", "trouser", "trouser"]
     train, validation = (datasets.load(config, split) for split in ("train", "validation"))
     assert (len(train.labels), len(validation.labels)) == (58_000, 2_000)
-    pixels = torch.cat([train.images, validation.images]).flatten()[::7].float() / 255
+    pixels = torch.cat([train.images, validation.images]).flatten()[::11].float() / 255
     assert torch.allclose(pixels.mean(), torch.tensor(description.mean), atol=1e-3)
     assert torch.allclose(pixels.std(), torch.tensor(description.std), atol=1e-3)

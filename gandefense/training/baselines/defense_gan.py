@@ -176,7 +176,7 @@ def train(config: DefenseGANConfig) -> Path:
     zoo.try_out(config.classifier, classifier, data, device)
     images = datasets.load(config.data, "train", seed=config.run.seed)
     validation = datasets.load(config.data.whole(), "validation")
-    judged = datasets.Images(*(tensor[: config.threshold_images] for tensor in validation))
+    judged = validation.rows(slice(config.threshold_images))
     average = exponential_average(generator, options.ema_decay)
     optimiser = torch.optim.Adam(generator.parameters(), lr=options.learning_rate, betas=(0.5, 0.9))
     critic_optimiser = torch.optim.Adam(critic.parameters(), lr=options.learning_rate, betas=(0.5, 0.9))

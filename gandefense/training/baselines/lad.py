@@ -212,7 +212,7 @@ def train(config: LADConfig) -> Path:
 
         # Phase 2: the boundaries; later a checkpoint has them.
         if run.step == first.steps:
-            some = datasets.Images(*(tensor[: config.boundary.images] for tensor in images))
+            some = images.rows(slice(config.boundary.images))
             boundaries.fit(*encoded(autoencoder, some, device), steps=config.boundary.steps, penalty=config.boundary.penalty)
         codes, labels = encoded(autoencoder, validation, device)
         boundary_accuracy = (boundaries.distances(codes).argmax(1) == labels).float().mean().item()
