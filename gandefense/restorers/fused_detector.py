@@ -53,8 +53,9 @@ class FusedDetector(nn.Module):
 
     score = Σ_i softplus((m_i − centre_i) / spread_i): a clean image's median is 0 in every signal, and 1 is where each of
     them alone would reject the chosen share of clean images. It rises with every signal; one that lies far below its
-    median cannot make up for another that stands out, and none is without a gradient. No attacked image takes part in
-    choosing it, and no weight is learnt, so that nothing in it is fitted to the attacks it is measured against.
+    median cannot make up for another that stands out, and none is without a gradient. Scales and threshold come from clean
+    images alone, and no weight is learnt. The form of the sum was chosen among a dozen by 200 attacked test images of
+    CIFAR-10, on most of which all forms were equal: what it gains there over one signal is no evidence.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] → logits (B, K).
