@@ -171,3 +171,16 @@ def test_every_check_is_explained() -> None:
     known = set(re.findall(r'name = "(\w+)"', source)) | set(re.findall(r'finding\(\s*"(\w+)"', source))
     assert len(known) > 10
     assert words([row[0] for row in rows(THREATS_PAGE, "check")]) == known
+
+
+RIVALS = ROOT / "results" / "rivals.md"
+
+
+@pytest.mark.parametrize(
+    "title", ["Restorers", "With their detectors, rejected images counted as right", "Classifiers", "Feature denoising"]
+)
+def test_the_defences_page_shows_the_tables_that_the_command_wrote(title: str) -> None:
+    section = RIVALS.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    assert table.count("\n") >= 2
+    assert table in (ROOT / "docs" / "defences.md").read_text(encoding="utf-8")
