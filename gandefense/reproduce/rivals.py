@@ -110,7 +110,7 @@ def _steps(attack: str) -> int:
 
 
 def run(config: RivalsConfig) -> tuple[list[Table], dict[str, Any]]:
-    """Measure what is not measured yet, and put the tables together.
+    """Measure what is not measured yet, and put the tables together; an empty list leaves its table out.
 
     Returns:
         The page's tables, and the figures for the JSON file.
@@ -120,10 +120,11 @@ def run(config: RivalsConfig) -> tuple[list[Table], dict[str, Any]]:
     """
     check(config)
     folder = Path(config.folder) / "rivals"
-    together = measured(restorer_settings(config), folder)
-    evaluations = [together]
-    restorers = [restorer_row(together, name) for name in [NO_RESTORER, *config.restorers]]
-    classifiers = []
+    evaluations, tables, restorers, classifiers = [], [], [], []
+    if config.restorers:
+        evaluations.append(measured(restorer_settings(config), folder))
+        restorers = [restorer_row(evaluations[0], name) for name in [NO_RESTORER, *config.restorers]]
+        tables += [restorer_table(restorers, evaluations[0]), detector_table(restorers)]
     for name in config.classifiers:
         evaluations.append(measured(classifier_settings(config, name), folder))
         classifiers.append(classifier_row(evaluations[-1], name))
@@ -137,7 +138,8 @@ def run(config: RivalsConfig) -> tuple[list[Table], dict[str, Any]]:
     figures["evaluations"] = [
         {key: value for key, value in results["made"].items() if key != "config"} for results in evaluations
     ]
-    tables = [restorer_table(restorers, together), detector_table(restorers), classifier_table(classifiers)]
+    if classifiers:
+        tables.append(classifier_table(classifiers))
     if pairs:
         figures["feature_denoising"] = blocks(pairs)
         tables.append(blocks_table(figures["feature_denoising"]))
