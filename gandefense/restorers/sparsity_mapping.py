@@ -28,21 +28,14 @@ class Cleaned(NamedTuple):
 class SparseCode(nn.Module):
     """A linear layer with ReLU whose mean activation is held at a target by moving its bias (DDSA, Bakhti et al. 2019).
 
-    The running mean follows µ̂ ← (1 − m) µ̂ + m a; after each training step the bias moves by b ← b − rate · (µ̂ − µ). A mean
-    that lags far behind makes the bias overshoot, so that a short training wants a larger m than the published 0.001.
-
-    Args:
-        inputs: numbers in.
-        outputs: numbers in the code.
-        target: µ.
-        momentum: m.
+    The running mean follows µ̂ ← 0.999 µ̂ + 0.001 a; after each training step the bias moves by
+    b ← b − rate · (µ̂ − µ).
     """
 
-    def __init__(self, inputs: int, outputs: int, *, target: float = 0.1, momentum: float = 0.001) -> None:
+    def __init__(self, inputs: int, outputs: int, *, target: float = 0.1) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs)
         self.target = target
-        self.momentum = momentum
         self.register_buffer("mean_activation", torch.full((outputs,), target))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +43,7 @@ class SparseCode(nn.Module):
         activation = F.relu(self.linear(x))
         if self.training:
             with torch.no_grad():
-                self.mean_activation.lerp_(activation.detach().float().mean(0), self.momentum)
+                self.mean_activation.lerp_(activation.detach().float().mean(0), 0.001)
         return activation
 
     @torch.no_grad()

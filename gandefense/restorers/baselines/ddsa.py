@@ -30,22 +30,13 @@ class SparseAutoEncoder(nn.Module):
         features: channels at a quarter of the resolution, on either side of the code.
         code: numbers in the code. A ReLU keeps one sign only: it takes about two to carry one signed number.
         target: mean activation µ that every number of the code is held at.
-        momentum: of the running mean of the activation, see SparseCode.
 
     Raises:
         UserError: a size that is not divisible by 4.
     """
 
     def __init__(
-        self,
-        *,
-        channels: int,
-        size: int,
-        width: int = 32,
-        features: int = 9,
-        code: int = 1024,
-        target: float = 0.1,
-        momentum: float = 0.001,
+        self, *, channels: int, size: int, width: int = 32, features: int = 9, code: int = 1024, target: float = 0.1
     ) -> None:
         super().__init__()
         if size % 4:
@@ -57,7 +48,7 @@ class SparseAutoEncoder(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, features, 3, stride=2, padding=1),
         )
-        self.code = SparseCode(flat, code, target=target, momentum=momentum)
+        self.code = SparseCode(flat, code, target=target)
         self.expand = nn.Linear(code, flat)
         self.decoder = nn.Sequential(
             *(nn.Conv2d(features, 4 * width, 3, padding=1), nn.PixelShuffle(2), nn.LeakyReLU(0.2)),

@@ -39,7 +39,6 @@ class DDSANetworkConfig:
     features: int = 9
     code: int = 1024
     target: float = 0.1  # µ, the mean activation of every number of the code
-    momentum: float = 0.001  # of its running mean; as published, for trainings of tens of thousands of steps
 
 
 @dataclass
@@ -107,7 +106,7 @@ def train(config: DDSAConfig) -> Path:
             "train.eps": options.eps,
             "network.target": config.network.target,
         },
-        fractions={"false_positive_rate": config.false_positive_rate, "network.momentum": config.network.momentum},
+        fractions={"false_positive_rate": config.false_positive_rate},
     )
     autocast(device, config.run.precision)
     seed_everything(config.run.seed)
