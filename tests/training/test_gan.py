@@ -182,7 +182,7 @@ def test_tensorboard_has_scalars_and_grids(finished: Path) -> None:
 
     events = EventAccumulator(str(finished)).Reload()
     assert {"student/loss", "train/loss", "train/loss_discriminator", "validation/clean"} <= set(events.Tags()["scalars"])
-    assert {"validation/auroc_gaussian_0.2", "validation/level_within_one_step"} <= set(events.Tags()["scalars"])
+    assert {"validation/auroc_gaussian_0.4", "validation/level_within_one_step"} <= set(events.Tags()["scalars"])
     levels = {f"pictures/gaussian_{level}" for level in (0.2, 0.3, 0.4)}
     assert {"pictures/attacked", *levels} <= set(events.Tags()["images"])
     assert "detection/levels/text_summary" in events.Tags()["tensors"]
