@@ -176,11 +176,14 @@ def test_every_check_is_explained() -> None:
 RIVALS = ROOT / "results" / "rivals.md"
 
 
-@pytest.mark.parametrize(
-    "title", ["Restorers", "With their detectors, rejected images counted as right", "Classifiers", "Feature denoising"]
-)
-def test_the_defences_page_shows_the_tables_that_the_command_wrote(title: str) -> None:
-    section = RIVALS.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
-    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
-    assert table.count("\n") >= 2
-    assert table in (ROOT / "docs" / "defences.md").read_text(encoding="utf-8")
+def test_the_defences_page_shows_the_tables_that_the_command_wrote() -> None:
+    page = (ROOT / "docs" / "defences.md").read_text(encoding="utf-8")
+    shown = 0
+    for section in RIVALS.read_text(encoding="utf-8").split("\n## ")[1:]:
+        title, *lines = section.splitlines()
+        if title in ("Pictures", "As the literature says?", "How it was made"):
+            continue
+        table = "\n".join(line for line in lines if line.startswith("|"))
+        assert table.count("\n") >= 2 and table in page, title
+        shown += 1
+    assert shown >= 2
