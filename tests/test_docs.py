@@ -187,3 +187,33 @@ def test_the_defences_page_shows_the_tables_that_the_command_wrote() -> None:
         assert table.count("\n") >= 2 and table in page, title
         shown += 1
     assert shown >= 2
+
+
+def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> None:
+    made = json.loads((ROOT / "results" / "rivals.json").read_text(encoding="utf-8"))
+    rows = {entry["name"]: entry for entry in (*made["restorers"], *made["classifiers"])}
+    worst = max((entry["white_box_worst"] for entry in made["restorers"][1:]), key=lambda figure: figure["accuracy"])
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+    def percent(figure: dict[str, float]) -> str:
+        return f"{100 * figure['accuracy']:.1f} %"
+
+    def spanned(figure: dict[str, float]) -> str:
+        return f"{percent(figure)} [{', '.join(f'{100 * end:.1f}' for end in figure['ci95'])}]"
+
+    gain = made["feature_denoising"]["gains"]["apgd"]
+    low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in gain["ci95"])
+    assert f"keeps more than {spanned(worst)} in the white_box worst case" in readme
+    assert f"denoiser {percent(rows['cifar10/denoiser']['pgd'])} of PGD-20, JPEG {percent(rows['jpeg']['pgd'])})" in readme
+    distilled, robust = rows["cifar10/distilled-small"], rows["cifar10/pgd-small"]
+    assert f"keeps {percent(distilled['pgd'])} under PGD-20 and {spanned(distilled['autoattack'])} under AutoAttack" in readme
+    assert f"keeps {spanned(robust['autoattack'])} there, at {percent(robust['clean']).removesuffix(' %')} % clean" in readme
+    assert f"adds {100 * gain['mean']:+.1f} points [{low}, {high}]" in readme
+
+    cards = ROOT / "gandefense" / "weights" / "cifar10"
+    each = [
+        json.loads((cards / f"{name}.json").read_text(encoding="utf-8"))["validation"]["validation_robust_accuracy"]
+        for name in ("adversarial-small", "trades-small", "alp-small")
+    ]
+    page = " ".join((ROOT / "docs" / "defences.md").read_text(encoding="utf-8").split())
+    assert "{:.1f}, {:.1f} and {:.1f} %".format(*(100 * value for value in each)) in page

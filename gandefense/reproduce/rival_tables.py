@@ -22,10 +22,11 @@ def restorer_table(rows: list[dict[str, Any]], results: dict[str, Any]) -> Table
         lines.append([shown_name(entry["name"]), *cells, f"{entry['images_per_second']:,.0f}", f"{entry['parameters']:,}"])
     random = [entry["name"] for entry in rows if entry["randomised"]]
     note = (
-        f"Before {results['classifier']['name']}. FGSM to MIM are gray_box: made against the classifier, ignorant of the "
-        "restorer. straight_through: PGD-20 with the identity for the restorer's gradient. The worst case counts an image only "
-        "if it is right clean, under all of these, and under PGD-20 on the true gradient (view exact), which attacks what the "
-        "others left. "
+        f"Before {results['classifier']['name']}. FGSM to universal are gray_box: made against the classifier, ignorant of the "
+        "restorer; universal is one perturbation for all images, made from validation images. straight_through: PGD-20 with the "
+        "identity for the restorer's gradient. The worst case counts an image only if it is right clean, under all of these, and "
+        "under PGD-20 on the views detached (gradient maps and decisions held constant) and exact (the true gradient), each on "
+        "what the others left. "
     )
     if random:
         names = ", ".join(random)
