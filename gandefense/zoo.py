@@ -23,7 +23,8 @@ from gandefense.restorers.baselines import ape_gan, ddsa, defense_gan, denoiser,
 from gandefense.weights_io import fill, load_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
-BESIDE = "classifier.safetensors"  # as a restorer's classifier: the file of that name beside the restorer's own
+# As a restorer's classifier: the file of that name beside the restorer's own, of a jointly trained pair and of a GAN's student.
+BESIDE, STUDENT = "classifier.safetensors", "student.safetensors"
 READY = "ready"  # what a description says of a restorer that needs no training
 
 # kind in a file's description → (tensors, description, classifier, source) → restorer
@@ -212,7 +213,7 @@ def defend(classifier: nn.Module, restorer: str | Path | Restorer) -> DefendedCl
 def classifier_of(name: str | Path) -> str:
     """The classifier that a trained restorer was trained for, as `load_classifier` takes it.
 
-    That of a jointly trained restorer lies beside it until both are published.
+    That of a jointly trained restorer, or of one that a distilled student answers for, lies beside it until both are published.
 
     Raises:
         UserError: an unknown name, or a restorer that does not say what it defends.
@@ -222,7 +223,8 @@ def classifier_of(name: str | Path) -> str:
         raise UserError(f"{name} does not say which classifier it defends; use gandefense.defend(classifier, {str(name)!r})")
     if not isinstance(description["classifier"], str):
         raise UserError(f"{name}: its description names no classifier")
-    return str(find(name).parent / BESIDE) if description["classifier"] == BESIDE else description["classifier"]
+    own = description["classifier"] in (BESIDE, STUDENT)
+    return str(find(name).parent / description["classifier"]) if own else description["classifier"]
 
 
 def load(name: str | Path) -> DefendedClassifier:

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """Put a finished run's network into the package, with a card that says where every figure comes from.
 
-usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors] [classifier=NAME]
+usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors]
 
-classifier= is for a restorer whose classifier lies in its own run folder (a GAN defence with answers: student): publish that
-one first, weights=student.safetensors, and give its name. Of a jointly trained restorer the classifier is published with it,
-as NAME-classifier.
+Of a jointly trained restorer, and of a GAN defence with answers: student, the classifier lies in the same run folder; it is
+published with it, as NAME-classifier.
 NAME is a zoo name such as cifar10/gan. Publish once, evaluate NAME, and publish again with the results: figures of other
 weights are refused. Weights are stored as float16 where float32 would exceed 16 MiB.
 """
@@ -32,22 +31,15 @@ OF_THE_MACHINE = {"run": ("folder", "device"), "data": ("root",)}  # settings th
 def main(arguments: list[str]) -> None:
     words = [word for word in arguments if "=" not in word]
     options = dict(word.split("=", 1) for word in arguments if "=" in word)
-    if len(words) != 2 or set(options) - {"results", "weights", "classifier"}:
-        raise UserError(
-            "usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors] [classifier=NAME]"
-        )
+    if len(words) != 2 or set(options) - {"results", "weights"}:
+        raise UserError("usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors]")
     run, name = Path(words[0]), words[1]
     if not re.fullmatch(r"[a-z0-9_]+/[a-z0-9_-]+", name):
         raise UserError(f"a zoo name is DATASET/NAME in small letters, got {name!r}")
     tensors, description = load_weights(run / options.get("weights", "model.safetensors"))
     if not {"kind", "data"} <= description.keys():
         raise UserError(f"{run}: the weights do not say what they are")
-    if "classifier" in options:
-        published = fingerprint(zoo.load_classifier(options["classifier"]))
-        if description.get("classifier_fingerprint") != published:
-            raise UserError(f"{run} was not trained for the weights of {options['classifier']}")
-        description["classifier"] = options["classifier"]
-    elif description.get("classifier") == zoo.BESIDE:
+    if description.get("classifier") in (zoo.BESIDE, zoo.STUDENT):
         description["classifier"] = publish_beside(run, name, description, measured="results" in options)
     publish(tensors, description, name, options.get("results"))
 
@@ -58,7 +50,7 @@ def publish_beside(run: Path, name: str, description: dict, *, measured: bool) -
     Raises:
         UserError: it is another one than the restorer was trained with; or results are at hand of weights not published yet.
     """
-    path, own = run / zoo.BESIDE, f"{name}-classifier"
+    path, own = run / description["classifier"], f"{name}-classifier"
     if fingerprint(zoo.load_classifier(path)) != description.get("classifier_fingerprint"):
         raise UserError(f"{path} is not the classifier that this restorer was trained with")
     tensors, about = load_weights(path)

@@ -17,7 +17,7 @@ from gandefense.evaluation import metrics
 from gandefense.evaluation.cells import NO_RESTORER
 from gandefense.evaluation.settings import AttackEntry, BlackBoxConfig, CurvesConfig, WhiteBoxConfig, resolve
 from gandefense.evaluation.wording import UNKNOWN, Table, interval, p_value, percent, pixels, points, share
-from gandefense.reproduce.evaluations import figure, measured, standing
+from gandefense.reproduce.evaluations import figure, measured, shared, standing
 from gandefense.reproduce.writing import check_folder
 
 THREATS = ("gray_box", "black_box", "white_box")
@@ -62,17 +62,13 @@ def settings(config: AdaptiveConfig, name: str) -> dict[str, Any]:
         entries = [replace(entry, views=None) for entry in white.attacks]
         white, restorer = WhiteBoxConfig(["exact"], list({str(entry): entry for entry in entries}.values())), NO_RESTORER
     return {
-        "data": config.data,
+        **shared(config),
         "classifier": name if restorer == NO_RESTORER else zoo.classifier_of(name),
         "restorers": [restorer],
         "gray_box": config.gray_box,
         "black_box": config.black_box,
         "white_box": white,
         "curves": config.curves,
-        "seed": config.seed,
-        "device": config.device,
-        "batch_size": config.batch_size,
-        "images": 2,
     }
 
 

@@ -39,6 +39,17 @@ def folder_of(config: EvaluateConfig, parent: Path) -> Path:
     return parent / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def shared(config: Any) -> dict[str, Any]:
+    """What all evaluations of a table have in common, from its config: images, seed, device, batches; few pictures."""
+    return {
+        "data": config.data,
+        "seed": config.seed,
+        "device": config.device,
+        "batch_size": config.batch_size,
+        "images": 2,
+    }
+
+
 def measured(settings: dict[str, Any], parent: Path) -> dict[str, Any]:
     """The results of an evaluation, from its folder in `parent` if it is finished there, else after measuring.
 

@@ -14,7 +14,7 @@ from gandefense.evaluation.cells import NO_RESTORER
 from gandefense.evaluation.settings import AttackEntry, BlackBoxConfig, WhiteBoxConfig
 from gandefense.evaluation.wording import Table
 from gandefense.reproduce import gan_level_tables as tables
-from gandefense.reproduce.evaluations import measured
+from gandefense.reproduce.evaluations import measured, shared
 from gandefense.reproduce.writing import check_folder
 from gandefense.weights_io import load_weights, save_weights
 
@@ -62,7 +62,7 @@ def level_settings(config: GANLevelsConfig) -> dict[str, Any]:
         gray += [attack_at(config, "fgsm_linf", level, labels=labels) for level in config.levels for labels in CONTROLS]
     known = [attack_at(config, reading, level) for reading in searched for level in config.levels]
     return {
-        **_shared(config),
+        **shared(config),
         "classifier": config.classifier,
         "restorers": [NO_RESTORER, *config.rivals, config.ours],
         "gray_box": gray,
@@ -85,22 +85,12 @@ def probes(config: GANLevelsConfig) -> list[AttackEntry]:
 def probe_settings(config: GANLevelsConfig, classifier: str, restorers: list[str]) -> dict[str, Any]:
     """Restorers before a classifier, under the probes."""
     return {
-        **_shared(config),
+        **shared(config),
         "classifier": classifier,
         "restorers": [NO_RESTORER, *restorers],
         "gray_box": probes(config),
         "black_box": BlackBoxConfig(sources=[], transfer=[]),
         "white_box": WhiteBoxConfig(views=[], attacks=[]),
-    }
-
-
-def _shared(config: GANLevelsConfig) -> dict[str, Any]:
-    return {
-        "data": config.data,
-        "seed": config.seed,
-        "device": config.device,
-        "batch_size": config.batch_size,
-        "images": 2,
     }
 
 

@@ -12,7 +12,7 @@ from gandefense.errors import UserError
 from gandefense.evaluation.cells import NO_RESTORER
 from gandefense.evaluation.settings import AttackEntry, WhiteBoxConfig
 from gandefense.evaluation.wording import Table
-from gandefense.reproduce.evaluations import measured, row
+from gandefense.reproduce.evaluations import measured, row, shared
 from gandefense.reproduce.rival_pictures import pictures, pictures_table
 from gandefense.reproduce.rival_tables import (
     ATTACKS,
@@ -52,7 +52,7 @@ class RivalsConfig:
 def restorer_settings(config: RivalsConfig) -> dict[str, Any]:
     """Gray_box with five attacks, then PGD-20 through the identity, and through two true gradients on what that left."""
     return {
-        **_shared(config),
+        **shared(config),
         "classifier": config.classifier,
         "restorers": [NO_RESTORER, *config.restorers],
         "gray_box": [AttackEntry(name, eps=config.eps, steps=_steps(name)) for name in ATTACKS],
@@ -69,7 +69,7 @@ def restorer_settings(config: RivalsConfig) -> dict[str, Any]:
 def classifier_settings(config: RivalsConfig, name: str) -> dict[str, Any]:
     """Universal, FGSM, PGD-20, then APGD-CE and AutoAttack, each on what is left."""
     return {
-        **_shared(config),
+        **shared(config),
         "classifier": name,
         "restorers": [NO_RESTORER],
         "gray_box": [
@@ -92,16 +92,6 @@ def seed_settings(config: RivalsConfig, name: str) -> dict[str, Any]:
             AttackEntry("apgd-ce", eps=config.eps, survivors=True),
             AttackEntry("apgd-dlr", eps=config.eps, survivors=True),
         ],
-    }
-
-
-def _shared(config: RivalsConfig) -> dict[str, Any]:
-    return {
-        "data": config.data,
-        "seed": config.seed,
-        "device": config.device,
-        "batch_size": config.batch_size,
-        "images": 2,
     }
 
 

@@ -15,7 +15,7 @@ from gandefense.evaluation.cells import NO_RESTORER
 from gandefense.evaluation.settings import AttackEntry, WhiteBoxConfig
 from gandefense.evaluation.wording import Table
 from gandefense.reproduce import trainings
-from gandefense.reproduce.evaluations import measured, row
+from gandefense.reproduce.evaluations import measured, row, shared
 from gandefense.reproduce.writing import check_folder
 
 TITLES = {"fgsm": "FGSM", "ffgsm": "FFGSM", "pgd": "PGD", "bim": "BIM", "mim": "MIM"}  # in the article's order
@@ -99,15 +99,12 @@ def entries(config: TRNTableConfig, attacks: Sequence[str] = ATTACKS) -> list[At
 def gray_box(config: TRNTableConfig, classifier: str, restorers: Sequence[str] = (), attacks: Sequence[str] = ATTACKS) -> dict:
     """An evaluation against a classifier's own attackers, who ignore any restorer before it."""
     settings = {
-        "data": config.data,
+        **shared(config),
         "classifier": classifier,
         "restorers": [NO_RESTORER, *restorers],
         "gray_box": entries(config, attacks),
         "white_box": WhiteBoxConfig(views=[], attacks=[]),
         "validation_images": 100,  # for detection, which no table here reports
-        "seed": config.seed,
-        "device": config.device,
-        "batch_size": config.batch_size,
         "images": 0,
     }
     return measured(settings, places(config)[1])

@@ -231,21 +231,18 @@ def test_a_mistake_is_one_line_and_publishes_nothing(
     assert not list(shipped.rglob("*.*"))
 
 
-def test_a_classifier_of_the_run_folder_gets_a_name_of_its_own(publish: Callable, run_folder: Callable) -> None:
+def test_a_student_that_answers_is_published_with_its_restorer(publish: Callable, run_folder: Callable) -> None:
     folder = run_folder()
     tensors, card = load_weights(folder / "model.safetensors")
     save_weights(folder / "student.safetensors", tensors, card)
-    save_weights(folder / "other.safetensors", {name: tensor + 1 for name, tensor in tensors.items()}, card)
     shape = {"channels": 3, "labels": 10, "width": 8, "blocks": 1}
-    about = {"kind": "trn", "data": "cifar10", "network": shape, "threshold": 1.0}
-    about |= {"classifier": str(folder / "student.safetensors")}
+    about = {"kind": "trn", "data": "cifar10", "network": shape, "threshold": 1.0, "classifier": "student.safetensors"}
     about |= {"classifier_fingerprint": fingerprint(zoo.load_classifier(folder / "student.safetensors"))}
     save_weights(folder / "trn.safetensors", TwoStreamRestorationNetwork(**shape).state_dict(), about)
-    assert publish(folder, "cifar10/judge", "weights=student.safetensors")[0] == 0
-    assert publish(folder, "cifar10/stranger", "weights=other.safetensors")[0] == 0
-    status, _, err = publish(folder, "cifar10/with_judge", "weights=trn.safetensors", "classifier=cifar10/stranger")
-    assert status == 2 and "was not trained for the weights of cifar10/stranger" in err
-    status, _, err = publish(folder, "cifar10/with_judge", "weights=trn.safetensors", "classifier=cifar10/judge")
+    status, _, err = publish(folder, "cifar10/judged", "weights=trn.safetensors")
     assert status == 0, err
-    assert zoo.describe("cifar10/with_judge")["classifier"] == "cifar10/judge"
-    assert gandefense.load("cifar10/with_judge").name == "cifar10/with_judge"
+    assert zoo.describe("cifar10/judged")["classifier"] == "cifar10/judged-classifier"
+    assert gandefense.load("cifar10/judged").name == "cifar10/judged"
+    save_weights(folder / "student.safetensors", {name: tensor + 1 for name, tensor in tensors.items()}, card)
+    status, _, err = publish(folder, "cifar10/stranger", "weights=trn.safetensors")
+    assert status == 2 and "is not the classifier that this restorer was trained with" in err
