@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gandefense.restorers.layers import norm_layer
 from gandefense.weights_io import finite_number, rebuild
 
 STREAMS = ("both", "image", "maps", "none")
+MOST_HALVINGS = 8
 
 
 def _convolution(inputs: int, outputs: int, dilation: int = 1) -> nn.Conv2d:
@@ -47,32 +49,85 @@ class FusionBlock(nn.Module):
         return image + self.image_out(F.relu(image_features + shared)), maps + self.maps_out(F.relu(maps_features + shared))
 
 
+def _fusion_blocks(width: int, blocks: int, norm: str) -> nn.ModuleList:
+    return nn.ModuleList(FusionBlock(width, norm=norm) for _ in range(blocks))
+
+
+def _through(blocks: nn.ModuleList, image: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    for block in blocks:
+        image, maps = block(image, maps)
+    return image, maps
+
+
+class Halving(nn.Module):
+    """Both streams (B, inputs, H, W) at half the resolution, (B, outputs, ⌈H/2⌉, ⌈W/2⌉): a strided convolution each."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.image, self.maps = (nn.Conv2d(inputs, outputs, 3, stride=2, padding=1) for _ in range(2))
+
+    def forward(self, image: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+        return self.image(image), self.maps(maps)
+
+
+class Doubling(nn.Module):
+    """Both streams (B, inputs, h, w) at the resolution that they had before a Halving, added to what they were there."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.image, self.maps = (nn.Conv2d(inputs, outputs, 1) for _ in range(2))
+
+    def forward(self, image: Tensor, maps: Tensor, image_above: Tensor, maps_above: Tensor) -> tuple[Tensor, Tensor]:
+        size = image_above.shape[-2:]
+        return (
+            image_above + F.interpolate(self.image(image), size=size, mode="nearest"),
+            maps_above + F.interpolate(self.maps(maps), size=size, mode="nearest"),
+        )
+
+
 class TwoStreamRestorationNetwork(nn.Module):
     """Image and gradient maps in, restored image out; two stems, N Fusion Blocks, a tail that predicts the residual.
 
-    The publications leave width, depth, normalisation and the tail open; these are our choices.
+    The publications leave width, depth, normalisation and the tail open; these are our choices. With `halvings` the streams
+    also run at lower resolutions, as in a U-Net: what an attack put into an object's shape cannot be seen 13 pixels at a time.
 
     Args:
         channels: of the image.
         labels: number of gradient maps, K (or top_k).
-        width: channels of each stream.
-        blocks: number of Fusion Blocks.
+        width: channels of each stream at full resolution; twice as many at half of it, and from there on.
+        blocks: number of Fusion Blocks; with halvings at each resolution on the way down and again on the way up.
+        halvings: how often the resolution is halved; 0: all blocks work at full resolution.
         streams: "both", or one of "image", "maps", "none" with the other input blanked (the article's ablation, at
             equal parameters).
         norm: see layers.NORMS.
     """
 
     def __init__(
-        self, *, channels: int, labels: int, width: int = 32, blocks: int = 4, streams: str = "both", norm: str = "group"
+        self,
+        *,
+        channels: int,
+        labels: int,
+        width: int = 32,
+        blocks: int = 4,
+        halvings: int = 0,
+        streams: str = "both",
+        norm: str = "group",
     ) -> None:
         super().__init__()
         if streams not in STREAMS:
             raise UserError(f"unknown streams {streams!r}; known: {', '.join(STREAMS)}")
+        if not 0 <= halvings <= MOST_HALVINGS:
+            raise UserError(f"halvings lies between 0 and {MOST_HALVINGS}, got {halvings}")
         self.streams = streams
         self.image_stem = _convolution(channels, width)
         self.maps_stem = _convolution(labels * channels, width)
         self.norm_stem = nn.Linear(labels, width)
-        self.blocks = nn.ModuleList(FusionBlock(width, norm=norm) for _ in range(blocks))
+        self.blocks = _fusion_blocks(width, blocks, norm)
+        widths = [width, *[2 * width] * halvings]
+        self.down = nn.ModuleList(Halving(above, below) for above, below in pairwise(widths))
+        self.down_blocks = nn.ModuleList(_fusion_blocks(below, blocks, norm) for below in widths[1:])
+        self.up = nn.ModuleList(Doubling(below, above) for above, below in list(pairwise(widths))[::-1])
+        self.up_blocks = nn.ModuleList(_fusion_blocks(above, blocks, norm) for above in widths[-2::-1])
         self.tail = nn.Sequential(_convolution(2 * width, width), nn.ReLU(), _convolution(width, channels))
         nn.init.zeros_(self.tail[-1].weight)
         nn.init.zeros_(self.tail[-1].bias)
@@ -93,9 +148,14 @@ class TwoStreamRestorationNetwork(nn.Module):
         maps_stream = self.maps_stem(2.0 * maps if use_maps else torch.zeros_like(maps))
         norm_bias = self.norm_stem(log_norms / 4.0 if use_maps else torch.zeros_like(log_norms))
         maps_stream = maps_stream + norm_bias[:, :, None, None]
-        for block in self.blocks:
-            image_stream, maps_stream = block(image_stream, maps_stream)
-        residual = self.tail(torch.cat([image_stream, maps_stream], dim=1))
+        streams = _through(self.blocks, image_stream, maps_stream)
+        above = []
+        for halving, blocks in zip(self.down, self.down_blocks, strict=True):
+            above.append(streams)
+            streams = _through(blocks, *halving(*streams))
+        for doubling, blocks in zip(self.up, self.up_blocks, strict=True):
+            streams = _through(blocks, *doubling(*streams, *above.pop()))
+        residual = self.tail(torch.cat(streams, dim=1))
         return (images + residual.to(images.dtype)).clamp(0, 1)
 
 

@@ -42,7 +42,7 @@ from gandefense.training.state import (
     seed_everything,
     warm_cosine,
 )
-from gandefense.weights_io import save_weights
+from gandefense.weights_io import fill, load_weights, save_weights
 
 ANSWERS = ("teacher", "student")
 DETECTORS = ("perturbation", "fused")
@@ -65,8 +65,9 @@ class LossConfig:
     pixel: float = 150.0  # mean absolute error of the regenerated image
     cleaned: float = 50.0  # mean absolute error of the ISMN's output, our reading of eq. (3)
     classifier: float = 0.4  # KL between the defended classifier's answers on clean and on regenerated images
+    logits: float = 0.0  # mean absolute difference of the same two answers' logits (HGD's guidance, Liao et al. 2018)
     student: float = 0.1  # cross-entropy through the distilled classifier, towards the teacher's class for the clean image
-    class_ramp: int = 400  # steps over which the two weights above grow from 0
+    class_ramp: int = 400  # steps over which the three weights above grow from 0
     adversarial: float = 0.02  # non-saturating GAN loss
     r1: float = 0.1  # gradient penalty of the discriminator on clean images (Mescheder et al. 2018)
     r1_every: int = 16  # steps between two penalties; the weight is multiplied by it
@@ -128,6 +129,7 @@ class GANConfig:
     run: RunConfig = field(default_factory=RunConfig)
     classifier: str = "cifar10/classifier"  # the defended classifier, and the student's teacher
     student: str = "same"  # the student's architecture; "same": the teacher's, started from its weights
+    start: str | None = None  # a trained GAN defence of the same shape whose networks phase 2 goes on from; None: random
     answers: str = "teacher"  # who classifies restored images: teacher (the classifier above), or student (the distilled one)
     attacked: AttackedSetConfig = field(default_factory=AttackedSetConfig)
     validation_rows: int = 1536  # attacked validation images, to watch the training by
@@ -213,6 +215,12 @@ def _train(config: GANConfig, device: torch.device) -> Path:
         "norm": config.network.norm,
     }
     networks = GANNetworks(**shape).to(device, memory_format=torch.channels_last)
+    if config.start is not None:
+        path = zoo.find(config.start)
+        tensors, about = load_weights(path)
+        if about.get("kind") != "gan":
+            raise UserError(f"start={config.start} is a {about.get('kind')!r}, not a GAN defence")
+        fill(networks, tensors, source=path)
     discriminator = Discriminator(channels=data.channels, size=data.size, width=config.network.discriminator_width)
     discriminator = discriminator.to(device, memory_format=torch.channels_last)
     average = exponential_average(networks, options.ema_decay)
@@ -312,6 +320,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
                     "pixel": weights.pixel * (made.regenerated - clean).abs().mean(),
                     "cleaned": weights.cleaned * (made.cleaned - clean).abs().mean(),
                     "classifier": ramp * weights.classifier * distillation(logits, goal),
+                    "logits": ramp * weights.logits * (logits - goal).abs().mean(),
                     "student": ramp * weights.student * F.cross_entropy(student_logits, right_label),
                     "adversarial": weights.adversarial * generator_loss(fake_score),
                     "sparsity": weights.sparsity * (made.sparsity.mean((1, 2, 3)) * (1 - is_attacked)).mean(),
@@ -436,7 +445,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
             card = {"kind": "classifier", "architecture": student_kind, "data": data.name}
             card |= {"distilled_from": config.classifier, "adversarial": "distilled"}
             card["config"] = {"distil": asdict(config.distil), "adapt": asdict(config.adapt)}
-            save_weights(run.folder / "student.safetensors", student.state_dict(), card)
+            save_weights(run.folder / zoo.STUDENT, student.state_dict(), card)
             if config.loop.detector == "fused":
                 restorer.detector = calibrate(average.module, judge, validation, config.loop.false_positive_rate, device)
             seen = validate(restorer, judge, held_out, validation, device)
@@ -444,7 +453,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
             metadata = {
                 "kind": "gan",
                 "data": data.name,
-                "classifier": config.classifier if judge is teacher else str(run.folder / "student.safetensors"),
+                "classifier": config.classifier if judge is teacher else zoo.STUDENT,
                 "classifier_fingerprint": fingerprint(judge),
                 "network": shape,
                 "loop": {"threshold": restorer.threshold, "rounds": config.loop.rounds, "tolerance": config.loop.tolerance},

@@ -138,7 +138,7 @@ def begun(config: JointConfig, data: datasets.Dataset) -> tuple[DefendedClassifi
             if top_k is not None and not 1 <= top_k <= len(data.classes):
                 raise UserError(f"trn.top_k lies between 1 and the {len(data.classes)} classes, got {top_k}")
             shape |= {"labels": top_k or len(data.classes), "width": config.trn.width}
-            shape |= {"blocks": config.trn.blocks, "streams": config.trn.streams}
+            shape |= {"blocks": config.trn.blocks, "halvings": config.trn.halvings, "streams": config.trn.streams}
             restorer = TRNRestorer(TwoStreamRestorationNetwork(**shape), classifier, top_k=top_k)
             return DefendedClassifier(restorer, classifier), {"network": shape, "top_k": top_k}, architecture
         shape |= {"size": data.size, "ismn": config.gan.ismn, "width": config.gan.width, "norm": config.gan.norm}

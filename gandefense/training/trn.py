@@ -39,7 +39,8 @@ class TRNNetworkConfig:
     """The network, see TwoStreamRestorationNetwork."""
 
     width: int = 32  # channels of each stream
-    blocks: int = 4  # Fusion Blocks
+    blocks: int = 4  # Fusion Blocks; with halvings at each resolution, down and up
+    halvings: int = 0  # how often the resolution is halved
     streams: str = "both"  # both, or image, maps, none: the other input is blanked
     top_k: int | None = None  # gradient maps of the most probable labels only; None: of all
 
@@ -55,7 +56,8 @@ class TRNTrainConfig:
     warmup: int = 100  # steps in which the learning rate rises
     pixel_weight: float = 200.0  # of the mean absolute pixel error
     class_weight: float = 0.3  # of KL(classifier on clean ‖ classifier on restored)
-    class_ramp: int = 400  # steps over which class_weight grows from 0
+    logit_weight: float = 0.0  # of the mean absolute difference of the same two logits (HGD's guidance, Liao et al. 2018)
+    class_ramp: int = 400  # steps over which the two weights above grow from 0
     ema_decay: float = 0.998  # of the weights that are kept in the end
     gradient_clip: float = 5.0  # largest norm of the gradient
 
@@ -130,6 +132,7 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
         "labels": config.network.top_k or len(data.classes),
         "width": config.network.width,
         "blocks": config.network.blocks,
+        "halvings": config.network.halvings,
         "streams": config.network.streams,
     }
     network = TwoStreamRestorationNetwork(**shape).to(device, memory_format=torch.channels_last)
@@ -160,7 +163,7 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
         with frozen(classifier):
             for step in range(run.step, options.steps):
                 rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
-                class_weight = options.class_weight * min(1.0, step / max(1, options.class_ramp))
+                ramp = min(1.0, step / max(1, options.class_ramp))
                 optimiser.zero_grad(set_to_none=True)
                 mine = parts(len(rows), options.accumulate, device)
                 for part in mine:
@@ -176,12 +179,14 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
                         restored = network(batch.contiguous(memory_format=torch.channels_last), gradients)
                         logits = classifier(restored.contiguous(memory_format=torch.channels_last)).float()
                     pixel_loss = (restored.float() - clean).abs().mean()
-                    class_loss = distillation(logits, goal)
-                    loss = options.pixel_weight * pixel_loss + class_weight * class_loss
+                    class_loss, logit_loss = distillation(logits, goal), (logits - goal).abs().mean()
+                    loss = options.pixel_weight * pixel_loss
+                    loss = loss + ramp * (options.class_weight * class_loss + options.logit_weight * logit_loss)
                     (part.share * loss).backward()
 
                     right = (logits.argmax(1) == labels).float().mean()
-                    figures = {"loss": loss, "pixel_error": pixel_loss * 255, "class_loss": class_loss, "accuracy": right}
+                    figures = {"loss": loss, "pixel_error": pixel_loss * 255, "accuracy": right}
+                    figures |= {"class_loss": class_loss, "logit_loss": logit_loss}
                     means.add(share=part.share, ends_step=part is mine[-1], **figures)
 
                 for group in optimiser.param_groups:

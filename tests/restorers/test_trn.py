@@ -115,6 +115,44 @@ def test_the_ablation_is_at_equal_parameters() -> None:
     assert len({sum(parameter.numel() for parameter in _network(streams=streams).parameters()) for streams in STREAMS}) == 1
 
 
+@pytest.mark.parametrize(("halvings", "height", "width"), [(1, 6, 6), (2, 9, 13), (3, 28, 28)])
+def test_with_halvings_it_starts_as_the_identity_and_reads_the_whole_image(halvings: int, height: int, width: int) -> None:
+    shape = {"blocks": 1, "halvings": halvings}
+    images, gradients = torch.rand(2, 3, height, width), GradientMaps(torch.rand(2, 12, height, width), torch.zeros(2, 4))
+    assert torch.equal(_network(random=False, **shape)(images, gradients), images)
+    network = _network(**shape)
+    assert [len(blocks) for blocks in (*network.down_blocks, *network.up_blocks)] == [1] * 2 * halvings
+    restored = network(images, gradients)
+    assert restored.shape == images.shape and not torch.equal(restored, images)
+
+
+def test_each_halving_lets_a_pixel_see_further() -> None:
+    """Without norms, which see everything: how far from a changed pixel the result still changes, in float64."""
+    reach = []
+    for halvings in (0, 1, 2):
+        network = _network(blocks=1, halvings=halvings).double()
+        for parameter in network.parameters():
+            parameter.data.abs_().mul_(0.1)  # no ReLU is off and nothing is clamped
+        for block in network.modules():
+            if isinstance(block, FusionBlock):
+                block.image_norm, block.maps_norm = nn.Identity(), nn.Identity()
+        images = torch.full((1, 3, 65, 65), 0.6, dtype=torch.float64)
+        changed = images.clone()
+        changed[..., 32, 32] += 0.1
+        gradients = GradientMaps(torch.zeros(1, 12, 65, 65).double(), torch.zeros(1, 4).double())
+        with torch.no_grad():
+            moved = (network(changed, gradients) - network(images, gradients)).abs().amax((0, 1)) > 0
+        reach.append(int(moved.any(0).sum()))
+    assert reach[0] == 1 + 2 * 4, "stem, block and two convolutions of the tail, one pixel each on both sides"
+    assert reach[0] < reach[1] < reach[2]
+
+
+@pytest.mark.parametrize("halvings", [-1, 9])
+def test_an_impossible_number_of_halvings_is_refused(halvings: int) -> None:
+    with pytest.raises(UserError, match=f"halvings lies between 0 and 8, got {halvings}"):
+        _network(halvings=halvings)
+
+
 def test_unknown_streams_are_refused() -> None:
     with pytest.raises(UserError, match=r"unknown streams 'two'; known: both, image, maps, none"):
         _network(streams="two")

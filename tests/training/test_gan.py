@@ -250,11 +250,34 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert loops[0] == loops[1]
 
 
+def test_a_second_stage_goes_on_from_the_networks_of_the_first(finished: Path, settings: Callable[..., GANConfig]) -> None:
+    config = settings("second stage", distil=1, steps=1)
+    config.start, config.train.learning_rate, config.train.discriminator_rate = str(finished), 1e-9, 1e-9
+    config.loss.logits, config.loss.code_rate = 1.0, 0.0
+    first, second = (load_weights(path)[0] for path in (finished / "model.safetensors", train(config)))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        if "mean_activation" not in name:
+            assert torch.allclose(tensor, second[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(("start", "width", "expected"), [("classifier", 8, "not a GAN defence"), ("whole", 16, "does not fit")])
+def test_a_start_that_does_not_fit_is_refused(
+    start: str, width: int, expected: str, finished: Path, settings: Callable[..., GANConfig]
+) -> None:
+    config = settings("refused")
+    config.start = str(finished) if start == "whole" else config.classifier
+    config.network.width = width
+    with pytest.raises(UserError, match=expected):
+        train(config)
+    assert not Path(config.run.folder).exists()
+
+
 def test_the_third_phase_teaches_the_student_behind_the_restorer(adapted: Path, settings: Callable[..., GANConfig]) -> None:
     losses = [loss for _, loss in _log(adapted, "adapt/loss")]
     assert len(losses) == 4 and losses[-1] < losses[0]
     description = load_weights(adapted / "model.safetensors")[1]
-    assert description["classifier"] == str(adapted / "student.safetensors")
+    assert description["classifier"] == "student.safetensors", "beside it, wherever the folder lies"
     assert {signal["kind"] for signal in description["detector"]["signals"]} == {"perturbation", "l1", "jsd"}
     card = load_weights(adapted / "student.safetensors")[1]
     assert (card["adversarial"], card["config"]["adapt"]["steps"]) == ("distilled", 12)

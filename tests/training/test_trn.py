@@ -107,6 +107,18 @@ def test_a_short_training_learns(finished: Path) -> None:
         assert values[-1] < 0.9 * values[0], name
 
 
+def test_guidance_by_the_logits_brings_them_nearer_to_the_clean_ones(finished: Path, settings: Callable[..., TRNConfig]) -> None:
+    config = settings("guided")
+    config.train.pixel_weight, config.train.class_weight, config.train.logit_weight = 0.0, 0.0, 1.0
+    config.network.halvings = 1
+    folder = train(config).parent
+    losses = [value for _, value in _log(folder, "train/logit_loss")]
+    assert losses[-1] < 0.9 * losses[0]
+    assert load_weights(folder / "model.safetensors")[1]["network"]["halvings"] == 1
+    with torch.no_grad():
+        assert gandefense.load(folder)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
 def test_the_restored_images_are_nearer_to_the_clean_ones_than_the_attacked_ones(
     finished: Path, settings: Callable[..., TRNConfig]
 ) -> None:
