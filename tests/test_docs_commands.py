@@ -129,9 +129,9 @@ def words(command: str) -> list[str]:
         return [tool, "--help"] if tool not in SHORTER or rest else [tool, *shlex.split(SHORTER[tool])]
     if any(word.startswith("resume=") for word in rest):
         return [tool, *(word.replace("RUN_FOLDER", "runs/00000-tiny") for word in rest)]
-    filled = []
+    filled, first = [], "runs/00000-tiny" if tool == "tools/train_gan.py" else TINY  # what a second stage starts from
     for word in rest:
-        word = word.replace("start=RUN_FOLDER", f"start={TINY}").replace("RUN_FOLDER", "runs/00000-tiny")
+        word = word.replace("start=RUN_FOLDER", f"start={first}").replace("RUN_FOLDER", "runs/00000-tiny")
         word = word.replace("RESULTS.json", "results/cifar10_joint.json").replace("output=FOLDER", "output=runs/some")
         word = word.replace("classifier=runs/00000-tiny/classifier.safetensors", f"classifier={TINY}")  # of a jointly trained run
         filled.append({"NAME": "cifar10/gan"}.get(word, word))
