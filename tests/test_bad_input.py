@@ -24,6 +24,7 @@ from gandefense.training import classifier as classifier_training
 from gandefense.training import gan as gan_training
 from gandefense.training import trn as trn_training
 from gandefense.training.distillation import StudentConfig
+from gandefense.training.gan_config import GANConfig, GANNetworkConfig
 from gandefense.weights_io import save_weights
 from tests.helpers import small_cifar10 as small
 
@@ -178,7 +179,7 @@ def _runs(folder: Path) -> None:
         "validation_rows": 256,
     }
     trn = trn_training.TRNConfig(**options, network=trn_training.TRNNetworkConfig(width=8, blocks=1))
-    gan = gan_training.GANConfig(**options, distil=StudentConfig(steps=0), network=gan_training.GANNetworkConfig(width=8))
+    gan = GANConfig(**options, distil=StudentConfig(steps=0), network=GANNetworkConfig(width=8))
     plain = classifier_training.ClassifierConfig(run=options["run"], architecture="tiny")
     for config in (trn, gan):
         config.train.steps, config.train.batch_size = 1, 8

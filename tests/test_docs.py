@@ -23,7 +23,7 @@ from gandefense.evaluation import checks, curve_checks, settings
 from gandefense.evaluation.settings import EvaluateConfig
 from gandefense.restorers.base import Restoration
 from gandefense.training.classifier import ClassifierConfig
-from gandefense.training.gan import GANConfig
+from gandefense.training.gan_config import GANConfig
 from gandefense.training.joint import JointConfig
 from gandefense.training.trn import TRNConfig
 

@@ -16,7 +16,8 @@ from gandefense.errors import UserError
 from gandefense.evaluation import report
 from gandefense.evaluation.evaluator import evaluate
 from gandefense.precision import autocast
-from gandefense.training.gan import GANConfig, train
+from gandefense.training.gan import train
+from gandefense.training.gan_config import GANConfig
 from gandefense.training.state import choose_device
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -6,7 +6,8 @@ usage: python tools/train_gan.py CONFIG [key=value …]
 """
 
 from gandefense.command_line import run_tool, training_config
-from gandefense.training.gan import GANConfig, train
+from gandefense.training.gan import train
+from gandefense.training.gan_config import GANConfig
 
 
 def main(arguments: list[str]) -> None:

@@ -27,7 +27,7 @@ from gandefense.restorers.gan import GANNetworks
 from gandefense.restorers.gradient_maps import GradientMaps
 from gandefense.restorers.trn import TwoStreamRestorationNetwork
 from gandefense.training.distillation import distillation
-from gandefense.training.gan import GANConfig
+from gandefense.training.gan_config import GANConfig
 from gandefense.training.state import exponential_average
 from gandefense.training.trn import TRNConfig
 from gandefense.zoo import describe

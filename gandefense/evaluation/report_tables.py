@@ -166,7 +166,8 @@ def readme_table(results: dict[str, Any]) -> str:
             table.append([f"**worst case, {threat}**", *map(_plain, figures)])
     cost = [results["cost"].get(name) for name in restorers]
     first = next(entry for entry in cost if entry is not None)
-    where = f"{first['threads']} CPU threads" if first["device"] == "cpu" else first["device"]
+    threads = "1 CPU thread" if first["threads"] == 1 else f"{first['threads']} CPU threads"
+    where = threads if first["device"] == "cpu" else first["device"]
     speeds = (UNKNOWN if entry is None else f"{entry['images_per_second']:,.0f}" for entry in cost)
     table.append([f"images/s, {where}", *speeds])
     header = ["", *("classifier alone" if name == NO_RESTORER else f"`{name}`" for name in restorers)]

@@ -144,5 +144,6 @@ def budget_note(config: TRNTableConfig) -> str:
 def recipe_note(config: TRNTableConfig) -> str:
     """How large the TRNs of a table are that it trains by one recipe, in a sentence."""
     made = trainings.prepared(config.trn, config.data, config.train)
-    size = f"width {made.network.width}, {made.network.blocks} Fusion Blocks unless said otherwise"
+    places = f" at each of {made.network.halvings + 1} resolutions, down and up" if made.network.halvings else ""
+    size = f"width {made.network.width}, Fusion Blocks: {made.network.blocks}{places}, unless said otherwise"
     return f"Every TRN: {made.attacked.rows:,} attacked images, {made.train.steps:,} steps of {made.train.batch_size}, {size}."

@@ -17,7 +17,7 @@ from gandefense.restorers.gan import GANNetworks, GANRestorer
 from gandefense.restorers.trn import TRNRestorer, TwoStreamRestorationNetwork
 from gandefense.training import adversarial
 from gandefense.training.adversarial import AdversarialConfig
-from gandefense.training.gan import GANNetworkConfig
+from gandefense.training.gan_config import GANNetworkConfig
 from gandefense.training.joint_pass import PassConfig, RestoringConfig
 from gandefense.training.run import check_settings
 from gandefense.training.state import require

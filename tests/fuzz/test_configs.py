@@ -16,7 +16,7 @@ from gandefense.errors import CONTROL, UserError
 from gandefense.evaluation import settings
 from gandefense.evaluation.settings import EvaluateConfig
 from gandefense.training.classifier import ClassifierConfig
-from gandefense.training.gan import GANConfig
+from gandefense.training.gan_config import GANConfig
 from gandefense.training.trn import TRNConfig
 from tests.fuzz.mutations import fuzz, junk, mutated, places, rewritten, survives, time_limit, words
 

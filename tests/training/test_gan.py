@@ -28,7 +28,8 @@ from gandefense.errors import UserError
 from gandefense.restorers.gan import GANNetworks
 from gandefense.training import gan
 from gandefense.training.distillation import StudentConfig
-from gandefense.training.gan import AdaptConfig, GANConfig, GANNetworkConfig, GANTrainConfig, LossConfig, train
+from gandefense.training.gan import train
+from gandefense.training.gan_config import AdaptConfig, GANConfig, GANNetworkConfig, GANTrainConfig, LossConfig
 from gandefense.training.gan_validation import choose_threshold
 from gandefense.training.run import Run
 from gandefense.weights_io import load_weights, save_weights

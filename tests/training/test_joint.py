@@ -29,7 +29,7 @@ from gandefense.restorers.trn import TRNRestorer, TwoStreamRestorationNetwork
 from gandefense.training import adversarial, joint
 from gandefense.training.adversarial import AdversarialConfig, WeightPerturbationConfig
 from gandefense.training.adversarial_weights import perturbed_weights
-from gandefense.training.gan import GANNetworkConfig
+from gandefense.training.gan_config import GANNetworkConfig
 from gandefense.training.joint import train
 from gandefense.training.joint_pass import PassConfig, RestoringConfig, losses, maps_now, misalignment, through
 from gandefense.training.joint_start import JointConfig, JointTrainConfig, ViewShares, check, view_of
