@@ -29,7 +29,7 @@ PARTS = {"defence": OUTPUTS, "restorer": OUTPUTS[:-1]}  # what a file may hold â
 TOLERANCE = 1e-4  # the largest absolute difference to the eager network, in every output
 OPSET = 18  # the first one whose ScatterElements can add, which the gradient of max pooling needs
 MOST_IMAGES = 2**16  # in a batch of the exported program; a symbolic size needs some bound
-TRACED_BATCH = 7  # no other size in the networks, so that it is not taken for one of them
+TRACED_BATCH = 11  # no other size in the networks, so that it is not taken for one of them
 
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")  # to write a file, and to check it
 

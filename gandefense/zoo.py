@@ -23,8 +23,9 @@ from gandefense.restorers.baselines import ape_gan, ddsa, defense_gan, denoiser,
 from gandefense.weights_io import fill, load_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
-# As a restorer's classifier: the file of that name beside the restorer's own, of a jointly trained pair and of a GAN's student.
-BESIDE, STUDENT = "classifier.safetensors", "student.safetensors"
+# As a restorer's classifier: the file of that name beside the restorer's own.
+JOINT, STUDENT = "classifier.safetensors", "student.safetensors"  # a jointly trained one, and the one that a GAN distilled
+BESIDE = (JOINT, STUDENT)
 READY = "ready"  # what a description says of a restorer that needs no training
 
 # kind in a file's description → (tensors, description, classifier, source) → restorer
@@ -223,7 +224,7 @@ def classifier_of(name: str | Path) -> str:
         raise UserError(f"{name} does not say which classifier it defends; use gandefense.defend(classifier, {str(name)!r})")
     if not isinstance(description["classifier"], str):
         raise UserError(f"{name}: its description names no classifier")
-    own = description["classifier"] in (BESIDE, STUDENT)
+    own = description["classifier"] in BESIDE
     return str(find(name).parent / description["classifier"]) if own else description["classifier"]
 
 

@@ -49,8 +49,8 @@ def _gan(rounds: int = 3) -> GANRestorer:
     return GANRestorer(networks, threshold=threshold, rounds=rounds, tolerance=distance.median().item()).eval()
 
 
-def _trn(classifier: nn.Module, top_k: int | None = None) -> TRNRestorer:
-    network = _random(TwoStreamRestorationNetwork(channels=3, labels=top_k or 4, width=8, blocks=1))
+def _trn(classifier: nn.Module, top_k: int | None = None, halvings: int = 0) -> TRNRestorer:
+    network = _random(TwoStreamRestorationNetwork(channels=3, labels=top_k or 4, width=8, blocks=1, halvings=halvings))
     return TRNRestorer(network, classifier, top_k=top_k, threshold=10.0).eval()
 
 
@@ -126,9 +126,9 @@ def test_a_traced_backward_pass_is_autograds(kind: str) -> None:
         torch.testing.assert_close(traced(images), wanted, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("top_k", [None, 2])
-def test_trn_is_written_as_an_exported_program(tmp_path: Path, top_k: int | None) -> None:
-    defended = _defended(_trn(small_cnn(nn.ReLU, size=SIZE), top_k))
+@pytest.mark.parametrize(("top_k", "halvings"), [(None, 0), (2, 0), (None, 2)])
+def test_trn_is_written_as_an_exported_program(tmp_path: Path, top_k: int | None, halvings: int) -> None:
+    defended = _defended(_trn(small_cnn(nn.ReLU, size=SIZE), top_k, halvings))
     worst = export.export(defended, tmp_path / "deep" / "x.pt2", IMAGES, about={"name": "mine"})
     assert list(worst) == list(export.OUTPUTS) and max(worst.values()) <= export.TOLERANCE
     extra = {"gandefense.json": ""}
@@ -146,7 +146,7 @@ def test_onnx_agrees_on_flagged_images_and_others(tmp_path: Path, kind: str) -> 
     import onnx
 
     classifier = small_cnn(nn.ReLU, size=SIZE)
-    defended = DefendedClassifier(_gan(rounds=2) if kind == "gan" else _trn(classifier), classifier)
+    defended = DefendedClassifier(_gan(rounds=2) if kind == "gan" else _trn(classifier, halvings=1), classifier)
     worst = export.export(defended, tmp_path / "x.onnx", IMAGES, about={"name": "mine"})
     assert list(worst) == list(export.OUTPUTS) and max(worst.values()) <= export.TOLERANCE
     restoration = defended.restore(IMAGES)

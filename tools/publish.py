@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Put a finished run's network into the package, with a card that says where every figure comes from.
 
-usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors]
+usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors] [classifier=NAME]
 
+classifier= is for a restorer that was trained for a network that is not shipped: publish that one first, and give its name.
 Of a jointly trained restorer, and of a GAN defence with answers: student, the classifier lies in the same run folder; it is
-published with it, as NAME-classifier.
+published with the restorer, as NAME-classifier.
 NAME is a zoo name such as cifar10/gan. Publish once, evaluate NAME, and publish again with the results: figures of other
 weights are refused. Weights are stored as float16 where float32 would exceed 16 MiB.
 """
@@ -31,16 +32,27 @@ OF_THE_MACHINE = {"run": ("folder", "device"), "data": ("root",)}  # settings th
 def main(arguments: list[str]) -> None:
     words = [word for word in arguments if "=" not in word]
     options = dict(word.split("=", 1) for word in arguments if "=" in word)
-    if len(words) != 2 or set(options) - {"results", "weights"}:
-        raise UserError("usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors]")
+    if len(words) != 2 or set(options) - {"results", "weights", "classifier"}:
+        raise UserError(
+            "usage: python tools/publish.py RUN_FOLDER NAME [results=RESULTS.json] [weights=model.safetensors] [classifier=NAME]"
+        )
     run, name = Path(words[0]), words[1]
     if not re.fullmatch(r"[a-z0-9_]+/[a-z0-9_-]+", name):
         raise UserError(f"a zoo name is DATASET/NAME in small letters, got {name!r}")
     tensors, description = load_weights(run / options.get("weights", "model.safetensors"))
     if not {"kind", "data"} <= description.keys():
         raise UserError(f"{run}: the weights do not say what they are")
-    if description.get("classifier") in (zoo.BESIDE, zoo.STUDENT):
+    if "classifier" in options:
+        published = fingerprint(zoo.load_classifier(options["classifier"]))
+        if description.get("classifier_fingerprint") != published:
+            raise UserError(f"{run} was not trained for the weights of {options['classifier']}")
+        description["classifier"] = options["classifier"]
+    elif description.get("classifier") in zoo.BESIDE:
         description["classifier"] = publish_beside(run, name, description, measured="results" in options)
+    if "classifier" in description and description["classifier"] not in zoo.names():
+        raise UserError(
+            f"{description['classifier']} is not shipped: publish that classifier first, and give its name, classifier=NAME"
+        )
     publish(tensors, description, name, options.get("results"))
 
 
@@ -108,7 +120,7 @@ def portable(description: dict) -> dict:
         for section, values in description.get("config", {}).items()
         if section != "resume"
     }
-    if config.get("start"):
+    if config.get("start") and config["start"] not in zoo.names():
         config["start"] = Path(config["start"]).name  # the run, not where it lies
     for start in ("classifier", "restorer"):
         if isinstance(config.get(start), str) and Path(config[start]).is_absolute():
@@ -143,7 +155,7 @@ def read_results(path: str, name: str, weights: Path | None) -> dict:
         raise UserError(f"{path} is no results.json of an evaluation") from None
     if weights is None or measured != file_hash(weights):
         raise UserError(f"{path} does not measure the published {name}: publish it, evaluate it by that name, then publish again")
-    keys = ("threat", "attack", "view", "eps", "steps", "n", "accuracy", "ci95", "undefended_accuracy")
+    keys = ("threat", "attack", "labels", "view", "eps", "steps", "n", "accuracy", "ci95", "undefended_accuracy")
     rows = [{key: row.get(key) for key in keys} for row in found if row["restorer"] == wanted]
     if not rows:
         raise UserError(f"{path} has no row of {name}")

@@ -34,9 +34,10 @@ from gandefense.zoo import describe
 
 PART = "training"
 OMITTED = {  # what a step of the training loop does and the one measured here does not
-    "TRN": "left out: class ramp, learning rate's schedule, sums for the log",
-    "GAN": "left out: sparsity loss, class ramp, replay, update of the code's bias, a student of its own (the defended "
-    "classifier stands in), R1 penalty, leaving clean images out of the fakes, learning rate's schedule, sums for the log",
+    "TRN": "left out: guidance by logits, class ramp, learning rate's schedule, sums for the log",
+    "GAN": "left out: sparsity loss, guidance by logits, class ramp, replay, update of the code's bias, a student of its own "
+    "(the defended classifier stands in), R1 penalty, leaving clean images out of the fakes, learning rate's schedule, sums for "
+    "the log",
 }
 MATMUL = {"cuda": 8192, "cpu": 1024}  # size of the square matrices whose product sets the peak
 

@@ -50,6 +50,7 @@ def _gray_box() -> list[AttackEntry]:
         AttackEntry("ffgsm"),
         AttackEntry("bim", steps=10),
         AttackEntry("pgd", steps=20),
+        *(AttackEntry("pgd", steps=20, labels=labels) for labels in ("predicted", "random_target")),  # does the true one leak?
         AttackEntry("mim", steps=10),
         *(AttackEntry("gaussian[-1,1]", eps=level) for level in (0.2, 0.3, 0.4)),
     ]

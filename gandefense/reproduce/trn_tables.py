@@ -144,6 +144,7 @@ def budget_note(config: TRNTableConfig) -> str:
 def recipe_note(config: TRNTableConfig) -> str:
     """How large the TRNs of a table are that it trains by one recipe, in a sentence."""
     made = trainings.prepared(config.trn, config.data, config.train)
-    places = f" at each of {made.network.halvings + 1} resolutions, down and up" if made.network.halvings else ""
-    size = f"width {made.network.width}, Fusion Blocks: {made.network.blocks}{places}, unless said otherwise"
+    network = made.network
+    places = f" at {network.halvings + 1} resolutions" if network.halvings else ""
+    size = f"width {network.width}, {network.blocks * (2 * network.halvings + 1)} Fusion Blocks{places} unless said otherwise"
     return f"Every TRN: {made.attacked.rows:,} attacked images, {made.train.steps:,} steps of {made.train.batch_size}, {size}."

@@ -89,7 +89,7 @@ class TwoStreamRestorationNetwork(nn.Module):
     """Image and gradient maps in, restored image out; two stems, N Fusion Blocks, a tail that predicts the residual.
 
     The publications leave width, depth, normalisation and the tail open; these are our choices. With `halvings` the streams
-    also run at lower resolutions, as in a U-Net: what an attack put into an object's shape cannot be seen 13 pixels at a time.
+    also run at lower resolutions, as in a U-Net: at full resolution alone, four blocks see seven pixels to each side.
 
     Args:
         channels: of the image.

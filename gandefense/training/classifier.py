@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gandefense import classifiers, distributed, zoo
+from gandefense import classifiers, distributed
 from gandefense.attacks.cache import fingerprint
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
@@ -24,6 +24,7 @@ from gandefense.training.batch_norm import synchronised
 from gandefense.training.parts import check_parts, parts
 from gandefense.training.run import check_finite, check_settings, open_run
 from gandefense.training.soft_labels import DistillationConfig, last_layer, load_teacher, magnify, soft_labels
+from gandefense.training.starting import begin_from
 from gandefense.training.state import (
     Means,
     choose_device,
@@ -33,7 +34,6 @@ from gandefense.training.state import (
     seed_everything,
 )
 from gandefense.training.vaccination import JpegConfig
-from gandefense.weights_io import fill, load_weights
 
 
 @dataclass
@@ -126,9 +126,7 @@ def _train(config: ClassifierConfig, device: torch.device) -> Path:
         validation = datasets.load(config.data.whole(), "validation")
     check_parts(options.accumulate, {"train.batch_size": min(options.batch_size, len(images.labels))})
     network = classifiers.build(config.architecture, data).to(device, memory_format=torch.channels_last)
-    if config.start is not None:
-        path = zoo.find(config.start)
-        fill(network, load_weights(path)[0], source=path)
+    begun = begin_from(config.start, network, config.resume)
     teacher = load_teacher(options.distillation, data, device)
     if options.distillation.temperature != 1:
         last_layer(network)  # a classifier that cannot be magnified says so before it is trained
@@ -143,7 +141,7 @@ def _train(config: ClassifierConfig, device: torch.device) -> Path:
         nesterov=True,
     )
     augment = augmentation(data.size, flip=data.flips, erase=options.erase)
-    made_from = {"the images": content_hash(images, validation)}
+    made_from = {"the images": content_hash(images, validation), **begun}
     if teacher is not None:
         made_from["the teacher"] = fingerprint(teacher)
     with open_run("classifier", config, config.run, config.resume, made_from) as run:

@@ -33,6 +33,7 @@ from gandefense.training.gan_looking import look
 from gandefense.training.gan_validation import choose_threshold, validate
 from gandefense.training.parts import parts
 from gandefense.training.run import check_finite, check_settings, open_run
+from gandefense.training.starting import begin_from
 from gandefense.training.state import (
     Means,
     choose_device,
@@ -41,7 +42,7 @@ from gandefense.training.state import (
     seed_everything,
     warm_cosine,
 )
-from gandefense.weights_io import fill, load_weights, save_weights
+from gandefense.weights_io import save_weights
 
 
 def train(config: GANConfig) -> Path:
@@ -85,12 +86,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
         "norm": config.network.norm,
     }
     networks = GANNetworks(**shape).to(device, memory_format=torch.channels_last)
-    if config.start is not None:
-        path = zoo.find(config.start)
-        tensors, about = load_weights(path)
-        if about.get("kind") != "gan":
-            raise UserError(f"start={config.start} is a {about.get('kind')!r}, not a GAN defence")
-        fill(networks, tensors, source=path)
+    begun = begin_from(config.start, networks, config.resume, {"kind": "gan", "data": data.name, "network": shape})
     discriminator = Discriminator(channels=data.channels, size=data.size, width=config.network.discriminator_width)
     discriminator = discriminator.to(device, memory_format=torch.channels_last)
     average = exponential_average(networks, options.ema_decay)
@@ -98,7 +94,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
     student_optimiser = torch.optim.SGD(student.parameters(), lr=config.distil.learning_rate, momentum=0.9, weight_decay=5e-4)
     optimiser = torch.optim.Adam(networks.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.discriminator_rate, betas=(0.0, 0.99))
-    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(teacher)}
+    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(teacher), **begun}
     with open_run("gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

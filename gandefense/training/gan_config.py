@@ -32,7 +32,7 @@ class LossConfig:
     pixel: float = 150.0  # mean absolute error of the regenerated image
     cleaned: float = 50.0  # mean absolute error of the ISMN's output, our reading of eq. (3)
     classifier: float = 0.4  # KL between the defended classifier's answers on clean and on regenerated images
-    logits: float = 0.0  # mean absolute difference of the same two answers' logits (HGD's guidance, Liao et al. 2018)
+    logits: float = 0.0  # mean absolute difference of that classifier's logits on the two (HGD's guidance, Liao et al. 2018)
     student: float = 0.1  # cross-entropy through the distilled classifier, towards the teacher's class for the clean image
     class_ramp: int = 400  # steps over which the three weights above grow from 0
     adversarial: float = 0.02  # non-saturating GAN loss
@@ -96,7 +96,7 @@ class GANConfig:
     run: RunConfig = field(default_factory=RunConfig)
     classifier: str = "cifar10/classifier"  # the defended classifier, and the student's teacher
     student: str = "same"  # the student's architecture; "same": the teacher's, started from its weights
-    start: str | None = None  # a trained GAN defence of the same shape whose networks phase 2 goes on from; None: random
+    start: str | None = None  # a trained GAN defence whose networks phase 2 goes on from; discriminator and student begin anew
     answers: str = "teacher"  # who classifies restored images: teacher (the classifier above), or student (the distilled one)
     attacked: AttackedSetConfig = field(default_factory=AttackedSetConfig)
     validation_rows: int = 1536  # attacked validation images, to watch the training by

@@ -35,7 +35,7 @@ from gandefense.training.state import (
     warm_cosine,
 )
 from gandefense.weights_io import save_weights
-from gandefense.zoo import BESIDE
+from gandefense.zoo import JOINT
 
 BATCH = 100  # validation images at a time: through the exact view, gradient maps keep a graph for every label
 
@@ -222,7 +222,7 @@ def _write(
     alone = {name: value for name, value in kept["figures"].items() if name.endswith("_alone")}
     card = {**about, "kind": "classifier", "architecture": architecture, "trained_with": config.family, "measured": alone}
     card |= {"config": run.config, "versions": versions()}
-    save_weights(run.folder / BESIDE, defended.classifier.state_dict(), card)
+    save_weights(run.folder / JOINT, defended.classifier.state_dict(), card)
     if isinstance(restorer, TRNRestorer):
         with torch.no_grad():
             scores = torch.cat([restorer(to_float(part.to(device))).score for part in validation.images.split(BATCH)])
@@ -230,7 +230,7 @@ def _write(
     else:
         loop = {"threshold": restorer.threshold, "rounds": config.passing.rounds, "tolerance": restorer.tolerance}
         described = {**described, "loop": loop}
-    metadata = {"kind": config.family, **about, "classifier": BESIDE, "classifier_fingerprint": fingerprint(defended.classifier)}
+    metadata = {"kind": config.family, **about, "classifier": JOINT, "classifier_fingerprint": fingerprint(defended.classifier)}
     metadata |= {**described, "kept_step": kept["step"], "measured": kept["figures"]}
     return run.finish(network_of(defended).state_dict(), metadata)
 

@@ -40,14 +40,14 @@ class TRNNetworkConfig:
 
     width: int = 32  # channels of each stream
     blocks: int = 4  # Fusion Blocks; with halvings at each resolution, down and up
-    halvings: int = 0  # how often the resolution is halved
+    halvings: int = 0  # how often the resolution is halved, at most 8
     streams: str = "both"  # both, or image, maps, none: the other input is blanked
     top_k: int | None = None  # gradient maps of the most probable labels only; None: of all
 
 
 @dataclass
 class TRNTrainConfig:
-    """Loss and optimiser. The balance of the two losses decides everything: pixels first, classes ramped up."""
+    """Loss and optimiser. The balance of the losses decides everything: pixels first, classes ramped up."""
 
     steps: int = 6000  # batches
     batch_size: int = 128  # attacked images and clean pairs per step, over all processes
@@ -56,7 +56,7 @@ class TRNTrainConfig:
     warmup: int = 100  # steps in which the learning rate rises
     pixel_weight: float = 200.0  # of the mean absolute pixel error
     class_weight: float = 0.3  # of KL(classifier on clean ‖ classifier on restored)
-    logit_weight: float = 0.0  # of the mean absolute difference of the same two logits (HGD's guidance, Liao et al. 2018)
+    logit_weight: float = 0.0  # of the mean absolute difference of the classifier's logits on the two (HGD, Liao et al. 2018)
     class_ramp: int = 400  # steps over which the two weights above grow from 0
     ema_decay: float = 0.998  # of the weights that are kept in the end
     gradient_clip: float = 5.0  # largest norm of the gradient

@@ -116,7 +116,7 @@ def test_the_ablation_is_at_equal_parameters() -> None:
 
 
 @pytest.mark.parametrize(("halvings", "height", "width"), [(1, 6, 6), (2, 9, 13), (3, 28, 28)])
-def test_with_halvings_it_starts_as_the_identity_and_reads_the_whole_image(halvings: int, height: int, width: int) -> None:
+def test_with_halvings_it_starts_as_the_identity_at_any_size(halvings: int, height: int, width: int) -> None:
     shape = {"blocks": 1, "halvings": halvings}
     images, gradients = torch.rand(2, 3, height, width), GradientMaps(torch.rand(2, 12, height, width), torch.zeros(2, 4))
     assert torch.equal(_network(random=False, **shape)(images, gradients), images)

@@ -246,3 +246,23 @@ def test_a_student_that_answers_is_published_with_its_restorer(publish: Callable
     save_weights(folder / "student.safetensors", {name: tensor + 1 for name, tensor in tensors.items()}, card)
     status, _, err = publish(folder, "cifar10/stranger", "weights=trn.safetensors")
     assert status == 2 and "is not the classifier that this restorer was trained with" in err
+
+
+def test_a_classifier_from_elsewhere_is_published_first_and_named(publish: Callable, run_folder: Callable) -> None:
+    folder = run_folder()
+    tensors, card = load_weights(folder / "model.safetensors")
+    save_weights(folder / "elsewhere.safetensors", tensors, card)
+    save_weights(folder / "other.safetensors", {name: tensor + 1 for name, tensor in tensors.items()}, card)
+    shape = {"channels": 3, "labels": 10, "width": 8, "blocks": 1}
+    about = {"kind": "trn", "data": "cifar10", "network": shape, "threshold": 1.0}
+    about |= {"classifier": str(folder / "elsewhere.safetensors")}
+    about |= {"classifier_fingerprint": fingerprint(zoo.load_classifier(folder / "elsewhere.safetensors"))}
+    save_weights(folder / "trn.safetensors", TwoStreamRestorationNetwork(**shape).state_dict(), about)
+    status, _, err = publish(folder, "cifar10/mine", "weights=trn.safetensors")
+    assert status == 2 and "elsewhere.safetensors is not shipped: publish that classifier first" in err
+    assert publish(folder, "cifar10/judge", "weights=elsewhere.safetensors")[0] == 0
+    assert publish(folder, "cifar10/stranger", "weights=other.safetensors")[0] == 0
+    status, _, err = publish(folder, "cifar10/mine", "weights=trn.safetensors", "classifier=cifar10/stranger")
+    assert status == 2 and "was not trained for the weights of cifar10/stranger" in err
+    assert publish(folder, "cifar10/mine", "weights=trn.safetensors", "classifier=cifar10/judge")[0] == 0
+    assert zoo.describe("cifar10/mine")["classifier"] == "cifar10/judge"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,7 +256,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
 def test_a_second_stage_goes_on_from_the_networks_of_the_first(finished: Path, settings: Callable[..., GANConfig]) -> None:
     config = settings("second stage", distil=1, steps=1)
     config.start, config.train.learning_rate, config.train.discriminator_rate = str(finished), 1e-9, 1e-9
-    config.loss.logits, config.loss.code_rate = 1.0, 0.0
+    config.loss.code_rate = 0.0
     first, second = (load_weights(path)[0] for path in (finished / "model.safetensors", train(config)))
     assert first.keys() == second.keys()
     for name, tensor in first.items():
@@ -262,7 +264,51 @@ def test_a_second_stage_goes_on_from_the_networks_of_the_first(finished: Path, s
             assert torch.allclose(tensor, second[name], atol=1e-6), name
 
 
-@pytest.mark.parametrize(("start", "width", "expected"), [("classifier", 8, "not a GAN defence"), ("whole", 16, "does not fit")])
+def test_guidance_by_the_logits_is_learnt(finished: Path, settings: Callable[..., GANConfig]) -> None:
+    config = settings("guided", distil=1, log_every=16)
+    config.loss = LossConfig(pixel=0.0, cleaned=0.0, classifier=0.0, student=0.0, adversarial=0.0, logits=1.0, class_ramp=0)
+    losses = [value for _, value in _log(train(config).parent, "train/loss_logits")]
+    assert losses[-1] < losses[0]
+
+
+def test_a_second_stage_resumes_without_the_first_once_it_has_a_checkpoint(
+    finished: Path, settings: Callable[..., GANConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings("second stage stopped", distil=2, steps=10)
+    whole = copy.deepcopy(config)
+    first = tmp_path / "first.safetensors"
+    shutil.copy(finished / "model.safetensors", first)
+    config.start = whole.start = str(first)
+    whole.run.folder += " whole"
+    taken = []
+
+    def until(*words: int) -> Tensor:
+        taken.append(words)
+        if len(taken) > 7:
+            raise KeyboardInterrupt
+        return batch_indices(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gan, "batch_indices", until)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    expected = load_weights(train(whole))[0]
+    (folder,) = Path(config.run.folder).iterdir()
+    config.resume = str(folder)
+    checkpoint = (folder / "checkpoint.pt").rename(tmp_path / "checkpoint.pt")
+    tensors, about = load_weights(first)
+    save_weights(first, {name: tensor + 1 for name, tensor in tensors.items()}, about)
+    with pytest.raises(UserError, match="the weights to start from changed since this run was started"):
+        train(config)
+    checkpoint.rename(folder / "checkpoint.pt")
+    first.unlink()
+    assert _same(load_weights(train(config))[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("start", "width", "expected"),
+    [("classifier", 8, "its kind is 'classifier', this training's 'gan'"), ("whole", 16, "its network is .*'width': 8")],
+)
 def test_a_start_that_does_not_fit_is_refused(
     start: str, width: int, expected: str, finished: Path, settings: Callable[..., GANConfig]
 ) -> None:
