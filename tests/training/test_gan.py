@@ -2,145 +2,50 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import gandefense
-from gandefense import classifiers, zoo
-from gandefense.attacks.cache import AttackedSetConfig
+from gandefense import zoo
 from gandefense.attacks.noise import gaussian_signed
-from gandefense.config import DataConfig, RunConfig
+from gandefense.config import DataConfig
 from gandefense.data import datasets
 from gandefense.data.batches import batch_indices, to_float
 from gandefense.data.sources import data_root
 from gandefense.errors import UserError
 from gandefense.restorers.gan import GANNetworks
 from gandefense.training import gan
-from gandefense.training.distillation import StudentConfig
 from gandefense.training.gan import train
-from gandefense.training.gan_config import AdaptConfig, GANConfig, GANNetworkConfig, GANTrainConfig, LossConfig
+from gandefense.training.gan_config import GANConfig
 from gandefense.training.gan_validation import choose_threshold
 from gandefense.training.run import Run
-from gandefense.weights_io import load_weights, save_weights
-from tests.helpers import small_cifar10 as small
+from gandefense.weights_io import load_weights
+from tests.helpers.short_training import logged, same
+from tests.training.conftest import GAN_DISTIL, GAN_STEPS
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
-DISTIL, STEPS = 8, 32  # steps of the two phases
 PARTS = {"student", "student_optimiser", "networks", "average", "optimiser", "discriminator", "discriminator_optimiser"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Sums are taken in the same order, whatever else the machine does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def settings(_small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., GANConfig]]:
-    """Configs of a short training before a classifier that was itself trained for a second."""
-    folder = tmp_path_factory.mktemp("gan")
-    with pytest.MonkeyPatch.context() as patch:
-        small.install(_small_root, patch)
-        torch.manual_seed(0)
-        network, data = classifiers.build("tiny", datasets.describe("cifar10")), datasets.load(DataConfig(), "train")
-        optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
-        for step in range(30):
-            chosen = batch_indices(len(data.labels), 60, step, 0)
-            loss = F.cross_entropy(network(to_float(data.images[chosen])), data.labels[chosen])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        description = {"kind": "classifier", "architecture": "tiny", "data": "cifar10"}
-        save_weights(folder / "classifier.safetensors", network.state_dict(), description)
-
-        def make(name: str, *, distil: int = DISTIL, steps: int = STEPS, rows: int = 96, **run: object) -> GANConfig:
-            options = {"folder": str(folder / name), "device": "cpu", "precision": "float32", "seed": 4}
-            every = {"log_every": 4, "image_every": 16, "checkpoint_every": 4}
-            return GANConfig(
-                run=RunConfig(**{**options, **every, **run}),
-                classifier=str(folder / "classifier.safetensors"),
-                attacked=AttackedSetConfig(rows=rows, attacks=["fgsm", "pgd", "none"], budgets=[8 / 255], steps=2),
-                validation_rows=96,
-                network=GANNetworkConfig(width=8, discriminator_width=4),
-                distil=StudentConfig(steps=distil, batch_size=16),
-                train=GANTrainConfig(
-                    steps=steps,
-                    batch_size=13,
-                    learning_rate=3e-3,
-                    warmup=3,
-                    ema_decay=0.8,
-                    noise_share=0.35,
-                    replay_share=0.08,
-                ),
-                loss=LossConfig(class_ramp=4, r1_every=4),
-            )
-
-        yield make
-
-
-def _adapting(settings: Callable[..., GANConfig], name: str, **options: object) -> GANConfig:
-    """A shorter training with a third phase, whose student stands behind the restorer, and a fused detector."""
-    config = settings(name, distil=4, steps=6, **options)
-    config.answers, config.loop.detector = "student", "fused"
-    config.distil.attack_steps, config.distil.noise_every = 2, 2
-    config.adapt = AdaptConfig(steps=12, batch_size=16, learning_rate=0.02)
-    return config
-
-
-@pytest.fixture(scope="module")
-def adapted(settings: Callable[..., GANConfig]) -> Path:
-    """The folder of a run with three phases that nobody interrupted."""
-    return train(_adapting(settings, "adapted")).parent
-
-
-@pytest.fixture(scope="module")
-def finished(settings: Callable[..., GANConfig]) -> Path:
-    """The folder of a run that nobody interrupted."""
-    return train(settings("whole")).parent
-
-
-def _log(folder: Path, name: str) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(line["step"], line[name]) for line in lines if name in line]
-
-
-def _same(first: object, second: object) -> bool:
-    """Whether two nested containers hold the same values, bit for bit."""
-    if isinstance(first, Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(_same(value, second[key]) for key, value in first.items())
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(_same(*pair) for pair in zip(first, second, strict=True))
-    return first == second
-
-
-def test_a_short_training_learns(finished: Path) -> None:
+def test_a_short_training_learns(gan_finished: Path) -> None:
     for name in ("loss_pixel", "pixel_error"):
-        values = [value for _, value in _log(finished, f"train/{name}")]
-        assert len(values) == STEPS / 4
+        values = [value for _, value in logged(gan_finished, f"train/{name}")]
+        assert len(values) == GAN_STEPS / 4
         assert sum(values[-2:]) < 0.9 * sum(values[:2]), (name, values)
 
 
-def test_noisy_images_come_nearer_to_the_clean_ones(finished: Path, settings: Callable[..., GANConfig]) -> None:
-    defended = gandefense.load(finished)
+def test_noisy_images_come_nearer_to_the_clean_ones(gan_finished: Path, gan_settings: Callable[..., GANConfig]) -> None:
+    defended = gandefense.load(gan_finished)
     clean = to_float(datasets.load(DataConfig(), "test").images)
     noisy = gaussian_signed(clean, 0.5)
     defended.restorer.threshold = -1e9
@@ -148,42 +53,42 @@ def test_noisy_images_come_nearer_to_the_clean_ones(finished: Path, settings: Ca
     assert after < 0.9 * before
 
 
-def test_a_fresh_student_learns_from_the_teacher(settings: Callable[..., GANConfig]) -> None:
-    config = settings("fresh", distil=40, steps=1, log_every=10)
+def test_a_fresh_student_learns_from_the_teacher(gan_settings: Callable[..., GANConfig]) -> None:
+    config = gan_settings("fresh", distil=40, steps=1, log_every=10)
     config.student = "tiny"
     folder = train(config).parent
-    losses = [loss for _, loss in _log(folder, "student/loss")]
+    losses = [loss for _, loss in logged(folder, "student/loss")]
     assert len(losses) == 4
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_the_students_accuracy_is_measured_once(finished: Path) -> None:
-    ((step, accuracy),) = _log(finished, "student/validation_accuracy")
-    assert step == DISTIL
+def test_the_students_accuracy_is_measured_once(gan_finished: Path) -> None:
+    ((step, accuracy),) = logged(gan_finished, "student/validation_accuracy")
+    assert step == GAN_DISTIL
     assert accuracy > 0.3, "chance is 0.1, and this student starts as the teacher"
 
 
-def test_the_run_folder_holds_everything(finished: Path) -> None:
-    names = {path.name.split(".")[0] for path in finished.iterdir() if path.name != ".lock"}
+def test_the_run_folder_holds_everything(gan_finished: Path) -> None:
+    names = {path.name.split(".")[0] for path in gan_finished.iterdir() if path.name != ".lock"}
     assert names == {"config", "stats", "events", "checkpoint", "model", "student"}
-    description = load_weights(finished / "model.safetensors")[1]
+    description = load_weights(gan_finished / "model.safetensors")[1]
     assert (description["kind"], description["data"]) == ("gan", "cifar10")
-    assert description["config"]["train"]["steps"] == STEPS
+    assert description["config"]["train"]["steps"] == GAN_STEPS
     assert (description["loop"]["rounds"], description["loop"]["tolerance"]) == (2, 4 / 255)
     measured = description["measured"]
     assert {"validation/clean", "validation/attacked", "validation/flagged_clean", "validation/gaussian_0.4"} <= set(measured)
     assert all(0 <= value <= 1 for value in measured.values())
-    assert _log(finished, "validation/attacked")[-1] == (DISTIL + STEPS, measured["validation/attacked"])
-    assert Run.saved_config(finished, "gan")["network"]["width"] == 8
-    checkpoint = torch.load(finished / "checkpoint.pt", weights_only=True)
+    assert logged(gan_finished, "validation/attacked")[-1] == (GAN_DISTIL + GAN_STEPS, measured["validation/attacked"])
+    assert Run.saved_config(gan_finished, "gan")["network"]["width"] == 8
+    checkpoint = torch.load(gan_finished / "checkpoint.pt", weights_only=True)
     assert set(checkpoint["parts"]) == PARTS
-    assert checkpoint["step"] == DISTIL + STEPS
+    assert checkpoint["step"] == GAN_DISTIL + GAN_STEPS
 
 
-def test_tensorboard_has_scalars_and_grids(finished: Path) -> None:
+def test_tensorboard_has_scalars_and_grids(gan_finished: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(finished)).Reload()
+    events = EventAccumulator(str(gan_finished)).Reload()
     assert {"student/loss", "train/loss", "train/loss_discriminator", "validation/clean"} <= set(events.Tags()["scalars"])
     assert {"validation/auroc_gaussian_0.4", "validation/level_within_one_step"} <= set(events.Tags()["scalars"])
     levels = {f"pictures/gaussian_{level}" for level in (0.2, 0.3, 0.4)}
@@ -196,8 +101,8 @@ def test_tensorboard_has_scalars_and_grids(finished: Path) -> None:
     assert not set(events.Tags()["scalars"]) & set(events.Tags()["images"])
 
 
-def test_the_run_loads_as_a_defence(finished: Path, settings: Callable[..., GANConfig]) -> None:
-    defended, images = gandefense.load(finished), torch.rand(4, 3, 32, 32)
+def test_the_run_loads_as_a_defence(gan_finished: Path, gan_settings: Callable[..., GANConfig]) -> None:
+    defended, images = gandefense.load(gan_finished), torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         assert defended(images).shape == (4, 10)
     assert set(defended.restore(images).maps) == {"sparsity", "cleaned", "round_1", "round_2", "residual"}
@@ -206,20 +111,20 @@ def test_the_run_loads_as_a_defence(finished: Path, settings: Callable[..., GANC
     assert flagged == pytest.approx(0.05, abs=1 / 60), "the threshold was chosen for this rate on these images"
 
 
-def test_the_student_loads_as_a_classifier(finished: Path, settings: Callable[..., GANConfig]) -> None:
-    student = zoo.load_classifier(finished / "student.safetensors")
-    teacher = zoo.load_classifier(settings("unused").classifier)
+def test_the_student_loads_as_a_classifier(gan_finished: Path, gan_settings: Callable[..., GANConfig]) -> None:
+    student = zoo.load_classifier(gan_finished / "student.safetensors")
+    teacher = zoo.load_classifier(gan_settings("unused").classifier)
     images = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         assert student(images).shape == (4, 10)
         assert not torch.equal(student(images), teacher(images))
-    description = load_weights(finished / "student.safetensors")[1]
+    description = load_weights(gan_finished / "student.safetensors")[1]
     assert (description["architecture"], description["config"]["distil"]["temperature"]) == ("tiny", 4.0)
 
 
-@pytest.mark.parametrize("stop", [DISTIL - 2, DISTIL, DISTIL + 10])
+@pytest.mark.parametrize("stop", [GAN_DISTIL - 2, GAN_DISTIL, GAN_DISTIL + 10])
 def test_a_stopped_run_resumes_bit_for_bit(
-    finished: Path, settings: Callable[..., GANConfig], monkeypatch: pytest.MonkeyPatch, stop: int
+    gan_finished: Path, gan_settings: Callable[..., GANConfig], monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """Stopped in the first phase two steps after a checkpoint, between the phases, and in the second phase."""
     taken = []
@@ -230,7 +135,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
             raise KeyboardInterrupt
         return batch_indices(*words)
 
-    config = settings(f"stopped at {stop}")
+    config = gan_settings(f"stopped at {stop}")
     with monkeypatch.context() as patch:
         patch.setattr(gan, "batch_indices", until)
         with pytest.raises(KeyboardInterrupt):
@@ -241,137 +146,26 @@ def test_a_stopped_run_resumes_bit_for_bit(
     torch.manual_seed(99)
     assert train(config).parent == folder
     for name in ("student/loss", "student/validation_accuracy", "train/loss", "train/discriminator_fake", "validation/clean"):
-        assert _log(folder, name) == _log(finished, name), name
-    resumed, whole = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder, finished))
+        assert logged(folder, name) == logged(gan_finished, name), name
+    resumed, whole = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder, gan_finished))
     for part in PARTS:
-        assert _same(resumed["parts"][part], whole["parts"][part]), part
+        assert same(resumed["parts"][part], whole["parts"][part]), part
     for part in ("step", "extra", "random"):
-        assert _same(resumed[part], whole[part]), part
+        assert same(resumed[part], whole[part]), part
     for file in ("model.safetensors", "student.safetensors"):
-        assert _same(*(load_weights(path / file)[0] for path in (folder, finished))), file
-    loops = [load_weights(path / "model.safetensors")[1]["loop"] for path in (folder, finished)]
+        assert same(*(load_weights(path / file)[0] for path in (folder, gan_finished))), file
+    loops = [load_weights(path / "model.safetensors")[1]["loop"] for path in (folder, gan_finished)]
     assert loops[0] == loops[1]
 
 
-def test_a_second_stage_goes_on_from_the_networks_of_the_first(finished: Path, settings: Callable[..., GANConfig]) -> None:
-    config = settings("second stage", distil=1, steps=1)
-    config.start, config.train.learning_rate, config.train.discriminator_rate = str(finished), 1e-9, 1e-9
-    config.loss.code_rate = 0.0
-    first, second = (load_weights(path)[0] for path in (finished / "model.safetensors", train(config)))
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        if "mean_activation" not in name:
-            assert torch.allclose(tensor, second[name], atol=1e-6), name
-
-
-def test_guidance_by_the_logits_is_learnt(finished: Path, settings: Callable[..., GANConfig]) -> None:
-    config = settings("guided", distil=1, log_every=16)
-    config.loss = LossConfig(pixel=0.0, cleaned=0.0, classifier=0.0, student=0.0, adversarial=0.0, logits=1.0, class_ramp=0)
-    losses = [value for _, value in _log(train(config).parent, "train/loss_logits")]
-    assert losses[-1] < losses[0]
-
-
-def test_a_second_stage_resumes_without_the_first_once_it_has_a_checkpoint(
-    finished: Path, settings: Callable[..., GANConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = settings("second stage stopped", distil=2, steps=10)
-    whole = copy.deepcopy(config)
-    first = tmp_path / "first.safetensors"
-    shutil.copy(finished / "model.safetensors", first)
-    config.start = whole.start = str(first)
-    whole.run.folder += " whole"
-    taken = []
-
-    def until(*words: int) -> Tensor:
-        taken.append(words)
-        if len(taken) > 7:
-            raise KeyboardInterrupt
-        return batch_indices(*words)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(gan, "batch_indices", until)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    expected = load_weights(train(whole))[0]
-    (folder,) = Path(config.run.folder).iterdir()
-    config.resume = str(folder)
-    checkpoint = (folder / "checkpoint.pt").rename(tmp_path / "checkpoint.pt")
-    tensors, about = load_weights(first)
-    save_weights(first, {name: tensor + 1 for name, tensor in tensors.items()}, about)
-    with pytest.raises(UserError, match="the weights to start from changed since this run was started"):
-        train(config)
-    checkpoint.rename(folder / "checkpoint.pt")
-    first.unlink()
-    assert _same(load_weights(train(config))[0], expected)
-
-
-@pytest.mark.parametrize(
-    ("start", "width", "expected"),
-    [("classifier", 8, "its kind is 'classifier', this training's 'gan'"), ("whole", 16, "its network is .*'width': 8")],
-)
-def test_a_start_that_does_not_fit_is_refused(
-    start: str, width: int, expected: str, finished: Path, settings: Callable[..., GANConfig]
-) -> None:
-    config = settings("refused")
-    config.start = str(finished) if start == "whole" else config.classifier
-    config.network.width = width
-    with pytest.raises(UserError, match=expected):
-        train(config)
-    assert not Path(config.run.folder).exists()
-
-
-def test_the_third_phase_teaches_the_student_behind_the_restorer(adapted: Path, settings: Callable[..., GANConfig]) -> None:
-    losses = [loss for _, loss in _log(adapted, "adapt/loss")]
-    assert len(losses) == 4 and losses[-1] < losses[0]
-    description = load_weights(adapted / "model.safetensors")[1]
-    assert description["classifier"] == "student.safetensors", "beside it, wherever the folder lies"
-    assert {signal["kind"] for signal in description["detector"]["signals"]} == {"perturbation", "l1", "jsd"}
-    card = load_weights(adapted / "student.safetensors")[1]
-    assert (card["adversarial"], card["config"]["adapt"]["steps"]) == ("distilled", 12)
-    defended, student = gandefense.load(adapted), zoo.load_classifier(adapted / "student.safetensors")
-    images = torch.rand(4, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(defended.classifier(images), student(images)), "the student answers"
-    flagged = defended.restore(to_float(datasets.load(DataConfig(), "validation").images)).flagged.float().mean().item()
-    assert flagged == pytest.approx(0.05, abs=1 / 30), "the fused threshold was chosen for this rate on these images"
-
-
-def test_the_third_phase_resumes_bit_for_bit(
-    adapted: Path, settings: Callable[..., GANConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken = []
-
-    def until(*words: int) -> Tensor:
-        taken.append(words)
-        if len(taken) > 16:
-            raise KeyboardInterrupt
-        return batch_indices(*words)
-
-    config = _adapting(settings, "third phase stopped")
-    with monkeypatch.context() as patch:
-        patch.setattr(gan, "batch_indices", until)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    (folder,) = Path(config.run.folder).iterdir()
-    config.resume = str(folder)
-    torch.manual_seed(99)
-    assert train(config).parent == folder
-    resumed, whole = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder, adapted))
-    for part in PARTS:
-        assert _same(resumed["parts"][part], whole["parts"][part]), part
-    assert _log(folder, "adapt/loss") == _log(adapted, "adapt/loss")
-    detectors = [load_weights(path / "model.safetensors")[1]["detector"] for path in (folder, adapted)]
-    assert detectors[0] == detectors[1]
-
-
 def test_a_finished_run_is_not_trained_again(
-    finished: Path, settings: Callable[..., GANConfig], capsys: pytest.CaptureFixture[str]
+    gan_finished: Path, gan_settings: Callable[..., GANConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = settings("whole")
-    config.resume = str(finished)
-    before = {file.name: file.read_bytes() for file in finished.iterdir()}
-    assert train(config) == finished / "model.safetensors"
-    assert {file.name: file.read_bytes() for file in finished.iterdir()} == before
+    config = gan_settings("whole")
+    config.resume = str(gan_finished)
+    before = {file.name: file.read_bytes() for file in gan_finished.iterdir()}
+    assert train(config) == gan_finished / "model.safetensors"
+    assert {file.name: file.read_bytes() for file in gan_finished.iterdir()} == before
     assert "finished" in capsys.readouterr().out
 
 
@@ -380,28 +174,28 @@ def test_a_finished_run_is_not_trained_again(
     [("paper", "batch", "tiny", 0.0, 2, "float32"), ("full", "group", "same", 0.5, 0, "bf16")],
 )
 def test_other_choices_train_and_load(
-    settings: Callable[..., GANConfig], ismn: str, norm: str, student: str, replay: float, distil: int, precision: str
+    gan_settings: Callable[..., GANConfig], ismn: str, norm: str, student: str, replay: float, distil: int, precision: str
 ) -> None:
-    config = settings(f"{ismn} {precision}", distil=distil, steps=3, precision=precision)
+    config = gan_settings(f"{ismn} {precision}", distil=distil, steps=3, precision=precision)
     config.network.ismn, config.network.norm, config.student, config.train.replay_share = ismn, norm, student, replay
     path = train(config)
     assert load_weights(path)[1]["network"]["ismn"] == ismn
     with torch.no_grad():
         assert gandefense.load(path.parent)(torch.rand(2, 3, 32, 32)).isfinite().all()
     assert all(tensor.dtype != torch.bfloat16 for tensor in load_weights(path)[0].values())
-    assert [step for step, _ in _log(path.parent, "train/loss")][-1] == distil + 3
+    assert [step for step, _ in logged(path.parent, "train/loss")][-1] == distil + 3
 
 
-def test_a_batch_of_one_trains_without_losing_its_numbers(settings: Callable[..., GANConfig]) -> None:
+def test_a_batch_of_one_trains_without_losing_its_numbers(gan_settings: Callable[..., GANConfig]) -> None:
     """The only image is at once the first of the noisy share, of the attacked ones and of the fakes."""
-    config = settings("one", distil=0, steps=4, log_every=1)
+    config = gan_settings("one", distil=0, steps=4, log_every=1)
     config.train.batch_size, config.network.norm, config.train.noise_share = 1, "group", 0.0
     folder = train(config).parent
-    assert all(torch.isfinite(torch.tensor(value)) for _, value in _log(folder, "train/loss_discriminator"))
+    assert all(torch.isfinite(torch.tensor(value)) for _, value in logged(folder, "train/loss_discriminator"))
 
 
-def test_rows_without_clean_ones_validate_on_what_there_is(settings: Callable[..., GANConfig]) -> None:
-    config = settings("few", distil=0, steps=1)
+def test_rows_without_clean_ones_validate_on_what_there_is(gan_settings: Callable[..., GANConfig]) -> None:
+    config = gan_settings("few", distil=0, steps=1)
     config.validation_rows = 5
     measured = load_weights(train(config))[1]["measured"]
     assert "validation/attacked" in measured
@@ -436,10 +230,10 @@ def test_rows_without_clean_ones_validate_on_what_there_is(settings: Callable[..
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_made(
-    settings: Callable[..., GANConfig], monkeypatch: pytest.MonkeyPatch, change: str, value: object, message: str
+    gan_settings: Callable[..., GANConfig], monkeypatch: pytest.MonkeyPatch, change: str, value: object, message: str
 ) -> None:
     monkeypatch.setattr("gandefense.evaluation.metrics.lpips_network", lambda *_: None)
-    config = settings(f"bad {change}", rows=97)
+    config = gan_settings(f"bad {change}", rows=97)
     *parents, last = change.split(".")
     owner = config
     for parent in parents:
@@ -452,16 +246,16 @@ def test_bad_settings_are_refused_before_anything_is_made(
     assert sorted((data_root() / "attacked").glob("*")) == before, "nor cost the time of an attacked set"
 
 
-def test_a_restorer_cannot_be_the_teacher(finished: Path, settings: Callable[..., GANConfig]) -> None:
-    config = settings("bad teacher")
-    config.classifier = str(finished)
+def test_a_restorer_cannot_be_the_teacher(gan_finished: Path, gan_settings: Callable[..., GANConfig]) -> None:
+    config = gan_settings("bad teacher")
+    config.classifier = str(gan_finished)
     with pytest.raises(UserError, match="not a classifier"):
         train(config)
 
 
 @pytest.mark.parametrize(("phase", "distil"), [("student", 8), ("networks", 0)])
-def test_a_loss_that_is_no_number_stops_the_run(settings: Callable[..., GANConfig], phase: str, distil: int) -> None:
-    config = settings(f"diverging {phase}", distil=distil, checkpoint_every=1, log_every=100)
+def test_a_loss_that_is_no_number_stops_the_run(gan_settings: Callable[..., GANConfig], phase: str, distil: int) -> None:
+    config = gan_settings(f"diverging {phase}", distil=distil, checkpoint_every=1, log_every=100)
     if phase == "student":
         config.distil.learning_rate = 1e30
     else:
@@ -477,7 +271,7 @@ def test_a_loss_that_is_no_number_stops_the_run(settings: Callable[..., GANConfi
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
-def test_the_threshold_is_exceeded_by_a_share_of_the_clean_images(settings: Callable[..., GANConfig], rate: float) -> None:
+def test_the_threshold_is_exceeded_by_a_share_of_the_clean_images(gan_settings: Callable[..., GANConfig], rate: float) -> None:
     networks, validation = GANNetworks(channels=3, size=32, width=8).train(), datasets.load(DataConfig(), "validation")
     threshold = choose_threshold(networks, validation, rate, CPU)
     assert networks.training, "the networks' mode is put back"
@@ -488,11 +282,11 @@ def test_the_threshold_is_exceeded_by_a_share_of_the_clean_images(settings: Call
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_bit_identical_weights(
-    settings: Callable[..., GANConfig], small_cifar10: Path, tmp_path: Path, python: Callable
+    gan_settings: Callable[..., GANConfig], small_cifar10: Path, tmp_path: Path, python: Callable
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"classifier: {settings('unused').classifier}\n"
+        f"classifier: {gan_settings('unused').classifier}\n"
         "attacked: {rows: 512, attacks: [fgsm, none], budgets: [8/255]}\nvalidation_rows: 512\n"
         "network: {width: 8, discriminator_width: 4}\ndistil: {steps: 10, batch_size: 16}\n"
         "train: {steps: 30, batch_size: 13, warmup: 5, ema_decay: 0.9}\n"
@@ -519,9 +313,9 @@ def test_a_killed_run_resumes_to_bit_identical_weights(
     assert resumed.returncode == 0, resumed.stderr
     for file in ("model.safetensors", "student.safetensors"):
         first, second = (load_weights(tmp_path / name / "00000-run" / file)[0] for name in ("whole", "killed"))
-        assert _same(first, second)
+        assert same(first, second)
     for name in ("student/loss", "train/loss", "validation/clean"):
-        assert _log(folder, name) == _log(tmp_path / "whole" / "00000-run", name)
+        assert logged(folder, name) == logged(tmp_path / "whole" / "00000-run", name)
     assert (folder / "config.yaml").is_file()
 
 

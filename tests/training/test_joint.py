@@ -43,15 +43,6 @@ STEPS = 4
 LABELS = torch.tensor([0, 3])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Sums are taken in the same order, whatever else the machine does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # What is differentiated.
 
 

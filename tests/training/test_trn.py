@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -14,11 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import gandefense
-from gandefense import classifiers, zoo
+from gandefense import zoo
 from gandefense.attacks.cache import AttackedSetConfig
 from gandefense.attacks.suite import AttackSpec, attack
 from gandefense.config import DataConfig, RunConfig
@@ -29,20 +27,12 @@ from gandefense.errors import UserError
 from gandefense.training import trn
 from gandefense.training.run import Run
 from gandefense.training.trn import TRNConfig, TRNNetworkConfig, TRNTrainConfig, train
-from gandefense.weights_io import load_weights, save_weights
+from gandefense.weights_io import load_weights
 from tests.helpers import small_cifar10 as small
+from tests.helpers.short_training import classifier_file, logged, same
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 60
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Sums are taken in the same order, whatever else the machine does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +41,14 @@ def settings(_small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("trn")
     with pytest.MonkeyPatch.context() as patch:
         small.install(_small_root, patch)
-        torch.manual_seed(0)
-        network, data = classifiers.build("tiny", datasets.describe("cifar10")), datasets.load(DataConfig(), "train")
-        optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
-        for step in range(30):
-            chosen = batch_indices(len(data.labels), 60, step, 0)
-            loss = F.cross_entropy(network(to_float(data.images[chosen])), data.labels[chosen])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        description = {"kind": "classifier", "architecture": "tiny", "data": "cifar10"}
-        save_weights(folder / "classifier.safetensors", network.state_dict(), description)
+        path = classifier_file(folder)
 
         def make(name: str, *, steps: int = STEPS, top_k: int | None = None, rows: int = 192, **run: object) -> TRNConfig:
             options = {"folder": str(folder / name), "device": "cpu", "precision": "float32", "seed": 4}
             every = {"log_every": 5, "image_every": 20, "checkpoint_every": 20}
             return TRNConfig(
                 run=RunConfig(**{**options, **every, **run}),
-                classifier=str(folder / "classifier.safetensors"),
+                classifier=str(path),
                 attacked=AttackedSetConfig(rows=rows, attacks=["fgsm"], budgets=[8 / 255]),
                 validation_rows=96,
                 network=TRNNetworkConfig(width=8, blocks=1, top_k=top_k),
@@ -84,26 +64,10 @@ def finished(settings: Callable[..., TRNConfig]) -> Path:
     return train(settings("whole")).parent
 
 
-def _log(folder: Path, name: str) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(line["step"], line[name]) for line in lines if name in line]
-
-
-def _same(first: object, second: object) -> bool:
-    """Whether two nested containers hold the same values, bit for bit."""
-    if isinstance(first, Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(_same(value, second[key]) for key, value in first.items())
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(_same(*pair) for pair in zip(first, second, strict=True))
-    return first == second
-
-
 def test_a_short_training_learns(finished: Path) -> None:
-    assert [step for step, _ in _log(finished, "train/loss")] == list(range(5, STEPS + 1, 5))
+    assert [step for step, _ in logged(finished, "train/loss")] == list(range(5, STEPS + 1, 5))
     for name in ("loss", "pixel_error"):
-        values = [value for _, value in _log(finished, f"train/{name}")]
+        values = [value for _, value in logged(finished, f"train/{name}")]
         assert values[-1] < 0.9 * values[0], name
 
 
@@ -112,7 +76,7 @@ def test_guidance_by_the_logits_brings_them_nearer_to_the_clean_ones(finished: P
     config.train.pixel_weight, config.train.class_weight, config.train.logit_weight = 0.0, 0.0, 1.0
     config.network.halvings = 1
     folder = train(config).parent
-    losses = [value for _, value in _log(folder, "train/logit_loss")]
+    losses = [value for _, value in logged(folder, "train/logit_loss")]
     assert losses[-1] < 0.9 * losses[0]
     assert load_weights(folder / "model.safetensors")[1]["network"]["halvings"] == 1
     with torch.no_grad():
@@ -138,8 +102,8 @@ def test_the_run_folder_holds_everything(finished: Path, settings: Callable[...,
     assert description["config"]["train"]["steps"] == STEPS
     assert set(description["measured"]) == {"validation/clean", "validation/attacked", "validation/undefended"}
     assert all(0 <= value <= 1 for value in description["measured"].values())
-    assert _log(finished, "validation/attacked")[-1] == (STEPS, description["measured"]["validation/attacked"])
-    assert [step for step, _ in _log(finished, "validation/clean")] == [20, 40, 60]
+    assert logged(finished, "validation/attacked")[-1] == (STEPS, description["measured"]["validation/attacked"])
+    assert [step for step, _ in logged(finished, "validation/clean")] == [20, 40, 60]
     assert Run.saved_config(finished, "trn")["network"]["width"] == 8
     checkpoint = torch.load(finished / "checkpoint.pt", weights_only=True)
     assert set(checkpoint["parts"]) == {"network", "average", "optimiser"}
@@ -186,12 +150,12 @@ def test_a_stopped_run_resumes_bit_for_bit(
     torch.manual_seed(99)
     assert train(config).parent == folder
     for name in ("train/loss", "train/pixel_error", "validation/clean", "validation/attacked"):
-        assert _log(folder, name) == _log(finished, name)
+        assert logged(folder, name) == logged(finished, name)
     resumed, whole = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder, finished))
     for part in ("parts", "step", "extra", "random"):
-        assert _same(resumed[part], whole[part]), part
+        assert same(resumed[part], whole[part]), part
     resumed, whole = (load_weights(path / "model.safetensors") for path in (folder, finished))
-    assert _same(resumed[0], whole[0])
+    assert same(resumed[0], whole[0])
     assert resumed[1]["threshold"] == whole[1]["threshold"]
 
 
@@ -306,6 +270,6 @@ def test_a_killed_run_resumes_to_bit_identical_weights(
     resumed = python(*tool, f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr
     first, second = (load_weights(tmp_path / name / "00000-run" / "model.safetensors")[0] for name in ("whole", "killed"))
-    assert _same(first, second)
-    assert _log(folder, "train/loss") == _log(tmp_path / "whole" / "00000-run", "train/loss")
+    assert same(first, second)
+    assert logged(folder, "train/loss") == logged(tmp_path / "whole" / "00000-run", "train/loss")
     assert not [path for path in folder.iterdir() if path.name.startswith(".") and path.name != ".lock"]

@@ -17,15 +17,6 @@ from gandefense.weights_io import save_weights
 from tests.helpers import small_cifar10 as small
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Sums are taken in the same order, whatever else the machine does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def classifier(_small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A classifier's weights file; the small CIFAR-10 stays installed while the module's tests run."""
