@@ -8,15 +8,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gandefense import classifiers
-from gandefense.config import DataConfig
-from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, to_float
 from gandefense.restorers.trn import TwoStreamRestorationNetwork
 from gandefense.weights_io import save_weights
+from tests.helpers.short_training import tiny_classifier
 
 
 class Networks(NamedTuple):
@@ -28,16 +24,7 @@ class Networks(NamedTuple):
 
 @functools.cache  # one training serves every test; the data are the same in each
 def _trained() -> dict[str, Tensor]:
-    network = classifiers.build("tiny", datasets.describe("cifar10"))
-    data = datasets.load(DataConfig(), "train")
-    optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
-    for step in range(30):
-        chosen = batch_indices(len(data.labels), 60, step, 0)
-        loss = F.cross_entropy(network(to_float(data.images[chosen])), data.labels[chosen])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return network.state_dict()
+    return tiny_classifier().state_dict()
 
 
 @pytest.fixture

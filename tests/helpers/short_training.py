@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gandefense import classifiers
 from gandefense.config import DataConfig
@@ -16,8 +16,8 @@ from gandefense.data.batches import batch_indices, to_float
 from gandefense.weights_io import save_weights
 
 
-def classifier_file(folder: Path) -> Path:
-    """The weights of a tiny classifier that was trained on the small CIFAR-10 for a second."""
+def tiny_classifier() -> nn.Module:
+    """A tiny classifier that was trained on the small CIFAR-10 for a second."""
     torch.manual_seed(0)
     network, data = classifiers.build("tiny", datasets.describe("cifar10")), datasets.load(DataConfig(), "train")
     optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
@@ -27,8 +27,13 @@ def classifier_file(folder: Path) -> Path:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    return network
+
+
+def classifier_file(folder: Path) -> Path:
+    """A file with the weights of a tiny classifier."""
     path = folder / "classifier.safetensors"
-    save_weights(path, network.state_dict(), {"kind": "classifier", "architecture": "tiny", "data": "cifar10"})
+    save_weights(path, tiny_classifier().state_dict(), {"kind": "classifier", "architecture": "tiny", "data": "cifar10"})
     return path
 
 

@@ -19,21 +19,17 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gandefense import classifiers, distributed
-from gandefense.config import DataConfig
-from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, to_float
+from gandefense import distributed
 from gandefense.distributed import LOST
 from gandefense.errors import UserError
 from gandefense.training.batch_norm import synchronised
 from gandefense.training.distillation import StudentConfig, student_step
 from gandefense.training.parts import Part, check_parts, gathered, parts
-from gandefense.weights_io import save_weights
 from tests.helpers import small_cifar10 as small
 from tests.helpers.networks import small_cnn
+from tests.helpers.short_training import classifier_file
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -67,17 +63,7 @@ def recipes(_small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("recipes")
     with pytest.MonkeyPatch.context() as patch:
         small.install(_small_root, patch)
-        torch.manual_seed(0)
-        network, data = classifiers.build("tiny", datasets.describe("cifar10")), datasets.load(DataConfig(), "train")
-        optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
-        for step in range(30):
-            chosen = batch_indices(len(data.labels), 60, step, 0)
-            loss = F.cross_entropy(network(to_float(data.images[chosen])), data.labels[chosen])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        path = folder / "classifier.safetensors"
-        save_weights(path, network.state_dict(), {"kind": "classifier", "architecture": "tiny", "data": "cifar10"})
+        path = classifier_file(folder)
         for kind, text in RECIPES.items():
             (folder / f"{kind}.yaml").write_text(text.replace("CLASSIFIER", str(path)) + COMMON, encoding="utf-8")
         yield {kind: folder / f"{kind}.yaml" for kind in RECIPES}
