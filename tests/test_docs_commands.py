@@ -59,7 +59,7 @@ SHORTER: dict[str, str] = {
     "tools/example_pictures.py": "images=1 folder=runs/pictures",
     "tools/restore_images.py": "--overwrite",
     "tools/calibrate_detector.py": "limit=2",
-    "tools/publish.py": "",
+    "tools/publish.py": "classifier=cifar10/classifier",  # the same weights as those that it was trained for
     "tools/report.py": "",
     "tools/fetch_data.py": "",
 }
