@@ -174,17 +174,13 @@ def test_every_check_is_explained() -> None:
 
 
 RIVALS = ROOT / "results" / "rivals.md"
-CLASSIFIERS = ROOT / "results" / "classifiers" / "rivals.md"  # by the same command with restorers=[]
 
 
 def test_the_defences_page_shows_the_tables_that_the_command_wrote() -> None:
     page = (ROOT / "docs" / "defences.md").read_text(encoding="utf-8")
-    shown, sections = 0, {}
-    for results in (RIVALS, CLASSIFIERS):  # what was measured later counts
-        for section in results.read_text(encoding="utf-8").split("\n## ")[1:]:
-            title, *lines = section.splitlines()
-            sections[title] = lines
-    for title, lines in sections.items():
+    shown = 0
+    for section in RIVALS.read_text(encoding="utf-8").split("\n## ")[1:]:
+        title, *lines = section.splitlines()
         if title in ("Pictures", "As the literature says?", "How it was made"):
             continue
         table = "\n".join(line for line in lines if line.startswith("|"))
@@ -195,8 +191,7 @@ def test_the_defences_page_shows_the_tables_that_the_command_wrote() -> None:
 
 def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> None:
     made = json.loads((ROOT / "results" / "rivals.json").read_text(encoding="utf-8"))
-    later = json.loads(CLASSIFIERS.with_suffix(".json").read_text(encoding="utf-8"))
-    rows = {entry["name"]: entry for entry in (*made["restorers"], *later["classifiers"])}
+    rows = {entry["name"]: entry for entry in (*made["restorers"], *made["classifiers"])}
     worst = max((entry["white_box_worst"] for entry in made["restorers"][1:]), key=lambda figure: figure["accuracy"])
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
@@ -206,7 +201,7 @@ def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> 
     def spanned(figure: dict[str, float]) -> str:
         return f"{percent(figure)} [{', '.join(f'{100 * end:.1f}' for end in figure['ci95'])}]"
 
-    gain = later["feature_denoising"]["gains"]["apgd"]
+    gain = made["feature_denoising"]["gains"]["apgd"]
     low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in gain["ci95"])
     assert f"keeps more than {spanned(worst)} in the white_box worst case" in readme
     assert f"denoiser {percent(rows['cifar10/denoiser']['pgd'])} of PGD-20, JPEG {percent(rows['jpeg']['pgd'])})" in readme

@@ -49,7 +49,7 @@ CHEAP_EVALUATION = (
 SHORTER: dict[str, str] = {
     "tools/train_classifier.py": "architecture=tiny data.limit=24 train.epochs=1 train.batch_size=12 "
     "train.adversarial.validation_images=2",
-    "tools/train_trn.py": f"{TINY_TRAINING} network.width=8 network.blocks=1",
+    "tools/train_trn.py": f"{TINY_TRAINING} network.width=8 network.blocks=1 network.halvings=0",
     "tools/train_gan.py": f"{TINY_TRAINING} distil.steps=1 distil.batch_size=4 network.width=8 network.discriminator_width=8",
     "tools/train_joint.py": f"classifier={TINY} data.limit=24 train.steps=1 train.batch_size=4 train.adversarial.steps=1 "
     "train.adversarial.validation_images=2 trn.width=8 trn.blocks=1 gan.width=8",
@@ -129,7 +129,8 @@ def words(command: str) -> list[str]:
         return [tool, "--help"] if tool not in SHORTER or rest else [tool, *shlex.split(SHORTER[tool])]
     if any(word.startswith("resume=") for word in rest):
         return [tool, *(word.replace("RUN_FOLDER", "runs/00000-tiny") for word in rest)]
-    filled, first = [], "runs/00000-tiny" if tool == "tools/train_gan.py" else TINY  # what a second stage starts from
+    starts = {"tools/train_gan.py": "runs/00000-tiny", "tools/train_trn.py": "cifar10/trn"}
+    filled, first = [], starts.get(tool, TINY)  # what a second stage starts from
     for word in rest:
         word = word.replace("start=RUN_FOLDER", f"start={first}").replace("RUN_FOLDER", "runs/00000-tiny")
         word = word.replace("RESULTS.json", "results/cifar10_joint.json").replace("output=FOLDER", "output=runs/some")
@@ -152,7 +153,7 @@ def tiny_networks(place: Path) -> None:
     card = {"kind": "classifier", "architecture": "tiny", "data": "cifar10"}
     for name in (TINY, *(f"weights/cifar10/{name}.safetensors" for name in ("classifier", "surrogate", "adversarial-small"))):
         save_weights(place / name, tensors, card)
-    shape = {"channels": 3, "labels": 10, "width": 8, "blocks": 1}
+    shape = {"channels": 3, "labels": 10, "width": 8, "blocks": 1, "halvings": 0, "streams": "both"}
     about = {"data": "cifar10", "classifier": "cifar10/classifier"}
     trn = TwoStreamRestorationNetwork(**shape).state_dict()
     save_weights(place / "weights/cifar10/trn.safetensors", trn, {**about, "kind": "trn", "network": shape, "threshold": 1.0})

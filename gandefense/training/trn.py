@@ -23,6 +23,7 @@ from gandefense.training.batch_norm import synchronised
 from gandefense.training.distillation import clean_logits, distillation
 from gandefense.training.parts import check_parts, parts
 from gandefense.training.run import Run, check_finite, check_settings, open_run
+from gandefense.training.starting import begin_from
 from gandefense.training.state import (
     Means,
     choose_device,
@@ -69,6 +70,7 @@ class TRNConfig:
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
     classifier: str = "cifar10/classifier"  # zoo name, run folder or safetensors file
+    start: str | None = None  # a trained TRN of the same shape to go on from: zoo name, run folder or file; None: random
     attacked: AttackedSetConfig = field(default_factory=AttackedSetConfig)
     validation_rows: int = 1536  # validation images attacked at 8/255, to watch the training by
     network: TRNNetworkConfig = field(default_factory=TRNNetworkConfig)
@@ -135,11 +137,13 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
         "halvings": config.network.halvings,
         "streams": config.network.streams,
     }
-    network = TwoStreamRestorationNetwork(**shape).to(device, memory_format=torch.channels_last)
+    network = TwoStreamRestorationNetwork(**shape)
+    begun = begin_from(config.start, network, config.resume, {"kind": "trn", "data": data.name, "network": shape})
+    network = network.to(device, memory_format=torch.channels_last)
     average = exponential_average(network, options.ema_decay)
     network = synchronised(network, device)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
+    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)} | begun
     with open_run("trn", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

@@ -83,6 +83,29 @@ def test_guidance_by_the_logits_brings_them_nearer_to_the_clean_ones(finished: P
         assert gandefense.load(folder)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_a_training_goes_on_from_another_ones_network(finished: Path, settings: Callable[..., TRNConfig]) -> None:
+    config = settings("second stage", steps=1)
+    config.start, config.train.learning_rate = str(finished), 1e-9
+    first, second = (load_weights(path)[0] for path in (finished / "model.safetensors", train(config)))
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(tensor, second[name], atol=1e-6) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize(
+    ("start", "width", "expected"),
+    [("classifier", 8, "its kind is 'classifier', this training's 'trn'"), ("whole", 16, "its network is .*'width': 8")],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    start: str, width: int, expected: str, finished: Path, settings: Callable[..., TRNConfig]
+) -> None:
+    config = settings("refused start")
+    config.start = str(finished) if start == "whole" else config.classifier
+    config.network.width = width
+    with pytest.raises(UserError, match=expected):
+        train(config)
+    assert not Path(config.run.folder).exists(), "refused before anything is written"
+
+
 def test_the_restored_images_are_nearer_to_the_clean_ones_than_the_attacked_ones(
     finished: Path, settings: Callable[..., TRNConfig]
 ) -> None:
