@@ -10,11 +10,12 @@ from gandefense.errors import UserError
 
 ONE_STEP, MANY_STEPS = ("fgsm", "ffgsm"), ("bim", "pgd", "mim")
 STEPWISE = (*ONE_STEP, *MANY_STEPS)  # one gradient a step; the loss is ours to choose
+EUCLIDEAN = ("pgd-l2",)  # the same, within an L2 ball
 APGD, FAB = ("apgd-ce", "apgd-dlr", "apgd-t"), ("fab", "fab-t")
 MINIMAL = ("deepfool", "cw")  # look for the smallest perturbation, which is then cut to the budget
 UNIVERSAL = "universal"  # one perturbation for all images
 QUERIES = ("square", "hopskipjump")  # ask for scores (square) or for decisions alone (hopskipjump)
-NAMES = (*STEPWISE, *APGD, *FAB, "autoattack", *MINIMAL, *QUERIES, UNIVERSAL)
+NAMES = (*STEPWISE, *EUCLIDEAN, *APGD, *FAB, "autoattack", *MINIMAL, *QUERIES, UNIVERSAL)
 
 GRADIENT, QUERY, NOISE = "gradient", "query", "noise"  # families: what an attacker needs of a network
 LOSSES = ("ce", "margin", "joint")  # see losses.py
@@ -24,6 +25,7 @@ STEP_SHARES = {
     "bim": 0.1,
     "pgd": 0.25,
     "mim": 0.1,
+    "pgd-l2": 0.25,
     UNIVERSAL: 0.1,
 }  # of eps, where no step size is given
 STEPS, QUERY_BUDGET = 20, 1000  # where an attack has no usual number of its own
@@ -33,15 +35,16 @@ USUAL_QUERIES = {"autoattack": 5000}
 # Which attacks a setting belongs to; with any other it must stay at its default. One-step attacks and noise let `steps`
 # pass, because one number of steps is often written for a whole list of attacks.
 BELONGS: dict[str, tuple[str, ...]] = {
-    "steps": (*STEPWISE, *APGD, *FAB, "autoattack", UNIVERSAL, *MINIMAL, *NOISES),
-    "step_size": (*STEPWISE, UNIVERSAL),
-    "restarts": (*STEPWISE, *APGD, *FAB, "autoattack", *QUERIES),
-    "loss": STEPWISE,
-    "eot": (*STEPWISE, *APGD, "autoattack"),
+    "steps": (*STEPWISE, *EUCLIDEAN, *APGD, *FAB, "autoattack", UNIVERSAL, *MINIMAL, *NOISES),
+    "step_size": (*STEPWISE, *EUCLIDEAN, UNIVERSAL),
+    "restarts": (*STEPWISE, *EUCLIDEAN, *APGD, *FAB, "autoattack", *QUERIES),
+    "loss": (*STEPWISE, *EUCLIDEAN),
+    "eot": (*STEPWISE, *EUCLIDEAN, *APGD, "autoattack"),
     "queries": (*QUERIES, "autoattack"),
 }
 DEFAULTS = {"steps": STEPS, "step_size": None, "restarts": 1, "loss": "ce", "eot": 1, "queries": QUERY_BUDGET}
 
+LONGEST = 1000.0  # an L2 budget beyond what any image of up to 577 × 577 pixels in colour can be changed by
 LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4, "fab-t": 4}  # the DLR losses compare three and four logits
 INSTEAD = {"apgd-dlr": "apgd-ce, or pgd with loss=margin", "apgd-t": "apgd-ce, or pgd with loss=margin", "fab-t": "fab"}
 
@@ -52,14 +55,15 @@ class AttackSpec:
 
     Attributes:
         attack: one of NAMES, or a key of NOISES.
-        eps: budget in pixel units of [0, 1] images (L-infinity), or the noise level.
+        eps: budget in pixel units of [0, 1] images: of every pixel (L-infinity), for pgd-l2 of the Euclidean length of the whole
+            perturbation; or the noise level.
         steps: gradient steps of the iterative attacks; None takes the attack's usual number (100 for apgd-*, fab-*,
             autoattack, cw and universal, 50 for deepfool, 20 for the rest) and is replaced by it.
         step_size: of one step, in pixel units; None takes the attack's usual one (see STEP_SHARES).
         restarts: random starts; an image counts as broken when one of them breaks it.
         labels: what the attacker pushes away from: "true" labels, the classifier's "predicted" ones, or (fgsm, ffgsm, bim,
-            pgd and mim) towards "random_target" classes. The last two are the controls for label leaking.
-        loss: of fgsm, ffgsm, bim, pgd and mim: "ce"; "margin", which no scale of the logits can blunt; or "joint", against
+            pgd, mim and pgd-l2) towards "random_target" classes. The last two are the controls for label leaking.
+        loss: of these six: "ce"; "margin", which no scale of the logits can blunt; or "joint", against
             a classifier and its detector together. The others have a loss of their own.
         eot: passes over which every gradient is averaged, for randomised networks (EOT, Athalye et al. 2018); under
             autoattack those of APGD.
@@ -86,7 +90,9 @@ class AttackSpec:
 
     @property
     def norm(self) -> str:
-        """The norm that `eps` bounds; noise has none."""
+        """The norm that `eps` bounds, "linf" or "l2"; "noise" has none."""
+        if self.attack in EUCLIDEAN:
+            return "l2"
         return "noise" if self.attack in NOISES else "linf"
 
     @property
@@ -99,17 +105,16 @@ class AttackSpec:
         if self.attack not in STEP_SHARES:
             return None
         share = STEP_SHARES[self.attack]
-        if self.attack in (
-            *MANY_STEPS,
-            UNIVERSAL,
-        ):  # fewer steps than the usual ones must still be able to reach the budget's edge
+        if self.attack in (*MANY_STEPS, *EUCLIDEAN, UNIVERSAL):  # few steps must still be able to reach the budget's edge
             share = max(share, 1 / self.steps)
         return self.step_size or share * self.eps
 
     def title(self) -> str:
         """A short name for tables, such as "pgd-20 margin eot-10"; "autoattack" alone is the standard one, uncut."""
         name = self.attack
-        if name in (*MANY_STEPS, *APGD, *FAB, *MINIMAL, UNIVERSAL) or (name == "autoattack" and self.steps != USUAL_STEPS[name]):
+        if name in (*MANY_STEPS, *EUCLIDEAN, *APGD, *FAB, *MINIMAL, UNIVERSAL) or (
+            name == "autoattack" and self.steps != USUAL_STEPS[name]
+        ):
             name += f"-{self.steps}"
         if self.attack in QUERIES:
             name += f"-{self.queries}"
@@ -141,7 +146,11 @@ def _check_name(attack: str) -> None:
 def check_spec(spec: AttackSpec) -> None:
     """Raise UserError for an unknown attack, a value out of range, or a setting that the attack has no use for."""
     _check_name(spec.attack)
-    if not 0 <= spec.eps <= 1:
+    if spec.norm == "l2" and not 0 <= spec.eps <= LONGEST:
+        raise UserError(
+            f"{spec.attack}: eps is the L2 length of the perturbation of a [0, 1] image (0.5 is usual), got {spec.eps}"
+        )
+    if spec.norm != "l2" and not 0 <= spec.eps <= 1:
         raise UserError(f"{spec.attack}: eps is in pixel units of [0, 1] images (write 8/255), got {spec.eps}")
     if spec.step_size is not None and not spec.step_size > 0:
         raise UserError(f"{spec.attack}: step_size must be positive, got {spec.step_size}")
@@ -156,8 +165,8 @@ def check_spec(spec: AttackSpec) -> None:
         if spec.attack not in attacks and value != DEFAULTS[name]:
             known = ", ".join(attack for attack in attacks if attack not in NOISES)
             raise UserError(f"{spec.attack}: {name}={value} has no effect; {name} is for {known}")
-    if spec.labels == "random_target" and spec.attack not in (*STEPWISE, *NOISES):
-        raise UserError(f"{spec.attack}: labels=random_target is for {', '.join(STEPWISE)}")
+    if spec.labels == "random_target" and spec.attack not in (*STEPWISE, *EUCLIDEAN, *NOISES):
+        raise UserError(f"{spec.attack}: labels=random_target is for {', '.join((*STEPWISE, *EUCLIDEAN))}")
     if spec.labels == "random_target" and spec.loss == "joint":
         raise UserError(f"{spec.attack}: loss=joint aims at any wrong class; labels=random_target does not go with it")
 

@@ -1,4 +1,4 @@
-"""Attacks that take one gradient a step: FGSM, FFGSM, BIM, PGD and MIM, with a choice of losses, EOT and restarts."""
+"""Attacks that take one gradient a step: FGSM, FFGSM, BIM, PGD, MIM and PGD within an L2 ball; losses, EOT and restarts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import eagerpy as ep
 import foolbox
 import torch
 from foolbox import attacks as fa
-from foolbox.attacks.gradient_descent_base import normalize_lp_norms
+from foolbox.attacks.gradient_descent_base import normalize_lp_norms, uniform_l2_n_balls
 from torch import Tensor, nn
 
 from gandefense.attacks.losses import LOSSES
@@ -41,7 +41,7 @@ class Steered:
         with torch.enable_grad():
             last = self.run(model, images, goal, epsilon=eps)
         attacked = torch.where(self.found.view(-1, 1, 1, 1), self.best, last)
-        return foolbox.distances.linf.clip_perturbation(images, attacked, eps)  # rounding may have left the budget
+        return self.distance.clip_perturbation(images, attacked, eps)  # rounding may have left the budget
 
     def get_random_start(self, x0: ep.Tensor, epsilon: float) -> ep.Tensor:
         # Noise is drawn for the whole batch, so that a start does not depend on which other images still stand.
@@ -89,6 +89,14 @@ class MomentumIterative(Steered, fa.LinfMomentumIterativeFastGradientMethod):
         return normalize_lp_norms(gradients, p=1)
 
 
+class EuclideanDescent(Steered, fa.L2PGD):
+    """PGD within an L2 ball (Madry et al. 2018), its steps along the gradient itself, from a random point of the ball."""
+
+    def get_random_start(self, x0: ep.Tensor, epsilon: float) -> ep.Tensor:
+        ball = uniform_l2_n_balls(x0, self.batch[0], self.batch[1:].numel())
+        return x0 + epsilon * ball.reshape(self.batch)[self.rows]
+
+
 METHODS: dict[str, Callable[[AttackSpec, torch.Size], Steered]] = {
     # one step of size eps (Goodfellow et al. 2015)
     "fgsm": lambda s, batch: BasicIterative(s, batch, steps=1, random_start=False),
@@ -100,6 +108,8 @@ METHODS: dict[str, Callable[[AttackSpec, torch.Size], Steered]] = {
     "pgd": lambda s, batch: ProjectedGradientDescent(s, batch, steps=s.steps, random_start=True),
     # momentum 1, eps / 10 a step (Dong et al. 2018)
     "mim": lambda s, batch: MomentumIterative(s, batch, steps=s.steps, momentum=1.0),
+    # random start, eps / 4 a step
+    "pgd-l2": lambda s, batch: EuclideanDescent(s, batch, steps=s.steps, random_start=True),
 }
 
 

@@ -44,7 +44,7 @@ __all__ = [
     "universal_perturbation",
 ]
 
-EPS_TOLERANCE = 1e-6  # rounding that ‖δ‖ may exceed eps by
+EPS_TOLERANCE = 1e-6  # rounding that ‖δ‖ may exceed eps by, absolute and relative
 
 
 class Attacked(NamedTuple):
@@ -120,9 +120,10 @@ def attack(
                 attacked = universal.applied(images, perturbation)
             else:
                 attacked = ATTACKS[spec.attack](network, images, labels, spec, seed).detach()
-            if not (attacked - images).abs().max() <= spec.eps + EPS_TOLERANCE:  # a NaN is no budget kept either
-                excess = (attacked - images).abs().max().item()
-                raise AssertionError(f"{spec.attack} exceeded its budget: {excess} > {spec.eps}")
+            change = (attacked - images).flatten(1)
+            size = change.norm(dim=1).max() if spec.norm == "l2" else change.abs().max()
+            if not size <= spec.eps * (1 + EPS_TOLERANCE) + EPS_TOLERANCE:  # a NaN is no budget kept either
+                raise AssertionError(f"{spec.attack} exceeded its budget: {size.item()} > {spec.eps}")
         success = is_broken(network, attacked, labels, spec.loss)
     return Attacked(attacked, success, (attacked != images).flatten(1).any(1))
 

@@ -44,6 +44,11 @@ class Cell:
         return self.spec is not None and self.spec.norm != "noise"
 
     @property
+    def counts(self) -> bool:
+        """Whether it belongs to worst cases, which are those of a budget of every pixel; an L2 ball is another budget."""
+        return self.adversarial and self.spec.norm == "linf"
+
+    @property
     def title(self) -> str:
         """The attack's short name, such as "pgd-20"; "clean" for none."""
         return "clean" if self.spec is None else self.spec.title()
@@ -154,8 +159,8 @@ def earlier(cell: Cell, cells: Iterable[Cell]) -> list[Cell]:
     for other in cells:
         if other == cell:
             break
-        allowed = other.adversarial and other.threat in ALSO[cell.threat] and other.spec.eps <= cell.spec.eps
-        if other.spec is None or allowed:
+        allowed = other.adversarial and other.threat in ALSO[cell.threat]
+        if other.spec is None or (allowed and other.spec.norm == cell.spec.norm and other.spec.eps <= cell.spec.eps):
             before.append(other)
     return before
 

@@ -100,15 +100,15 @@ def worst_cases(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
 
     A white_box attacker may also ignore the defence or only query it, so that those attacks count for white_box too; `own`
     is the figure of the threat's own attacks alone, without those on survivors of other threats' attacks (None: there are
-    no others). Noise is left out, because nobody chose it to do harm; the titles left
-    out are named. An image that is handed to a randomised defence several times must be right each time. "none" is the
-    classifier alone, each attack made against itself, once.
+    no others). Noise is left out, because nobody chose it to do harm, and so are attacks within an L2 ball, whose budget is
+    another one; the titles left out are named. An image that is handed to a randomised defence several times must be right
+    each time. "none" is the classifier alone, each attack made against itself, once.
     """
     result: dict[str, dict[str, Any]] = {}
     for restorer in dict.fromkeys(cell.restorer for cell in outcomes):
         mine = {cell: outcome for cell, outcome in outcomes.items() if cell.restorer == restorer}
         for threat in dict.fromkeys(cell.threat for cell in mine):
-            if not any(cell.threat == threat and cell.adversarial for cell in mine):
+            if not any(cell.threat == threat and cell.counts for cell in mine):
                 continue
             if restorer != NO_RESTORER:
                 result.setdefault(restorer, {})[threat] = _worst_case(mine, threat, "stands")
@@ -134,7 +134,7 @@ def standing(outcomes: Outcomes) -> dict[str, Tensor]:
 
 def _chosen(outcomes: Outcomes, threat: str) -> Outcomes:
     """The attacks that a threat's attacker may choose."""
-    return {cell: outcome for cell, outcome in outcomes.items() if cell.threat in ALSO[threat] and cell.adversarial}
+    return {cell: outcome for cell, outcome in outcomes.items() if cell.threat in ALSO[threat] and cell.counts}
 
 
 def _flags(outcomes: Outcomes, chosen: Outcomes, kind: str) -> Tensor:
@@ -148,10 +148,10 @@ def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
     clean = next(outcome for cell, outcome in outcomes.items() if cell.spec is None)
     # Survivors of a threat that includes others have met those others' attacks first, whose harm is not its own.
     mixed = len(ALSO[threat]) > 1
-    own = {cell: outcome for cell, outcome in outcomes.items() if cell.threat == threat and cell.adversarial}
+    own = {cell: outcome for cell, outcome in outcomes.items() if cell.threat == threat and cell.counts}
     own = {cell: outcome for cell, outcome in own.items() if not (cell.survivors and mixed)}
     chosen = _chosen(outcomes, threat)
-    noises = [cell for cell in outcomes if cell.threat == threat and cell.spec and not cell.adversarial]
+    others = [cell for cell in outcomes if cell.threat == threat and cell.spec and not cell.counts]
     views = kind == "stands"
     names = []
     for cell in chosen:
@@ -170,7 +170,7 @@ def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
         "own": figure(own) if own else None,
         "n": clean.right.numel(),
         "eps": max(cell.spec.eps for cell in chosen if cell.threat == threat),
-        "left_out": [f"{cell.title} {cell.spec.eps:g}" for cell in noises],
+        "left_out": [f"{cell.title} {cell.spec.eps:g}" for cell in others],
         "attacks": list(dict.fromkeys(names)),
     }
 

@@ -9,7 +9,17 @@ import torch
 from torch import nn
 
 from gandefense.attacks.noise import NOISES
-from gandefense.attacks.spec import BELONGS, NAMES, STEPWISE, AttackSpec, check_classes, check_spec, family, standard_specs
+from gandefense.attacks.spec import (
+    BELONGS,
+    EUCLIDEAN,
+    NAMES,
+    STEPWISE,
+    AttackSpec,
+    check_classes,
+    check_spec,
+    family,
+    standard_specs,
+)
 from gandefense.attacks.suite import attack, standard_suite
 from gandefense.errors import UserError
 
@@ -23,6 +33,8 @@ OTHERS = {"steps": 7, "step_size": 0.01, "restarts": 2, "loss": "margin", "eot":
         (AttackSpec("pgd", eps=8), "eps is in pixel units"),
         (AttackSpec("pgd", eps=-0.1), "eps is in pixel units"),
         (AttackSpec("pgd", eps=float("nan")), "eps is in pixel units"),
+        (AttackSpec("pgd-l2", eps=-0.1), "eps is the L2 length"),
+        (AttackSpec("pgd-l2", eps=float("inf")), "eps is the L2 length"),
         (AttackSpec("pgd", step_size=0.0), "step_size must be positive, got 0.0"),
         (AttackSpec("pgd", step_size=float("nan")), "step_size must be positive"),
         (AttackSpec("pgd", steps=0), "steps and restarts must be at least 1"),
@@ -31,7 +43,10 @@ OTHERS = {"steps": 7, "step_size": 0.01, "restarts": 2, "loss": "margin", "eot":
         (AttackSpec("square", queries=0), "eot and queries must be at least 1"),
         (AttackSpec("pgd", labels="random"), "labels must be true, predicted or random_target, got 'random'"),
         (AttackSpec("pgd", loss="dlr"), "loss must be ce, margin or joint, got 'dlr'"),
-        (AttackSpec("apgd-ce", loss="margin"), "apgd-ce: loss=margin has no effect; loss is for fgsm, ffgsm, bim, pgd, mim$"),
+        (
+            AttackSpec("apgd-ce", loss="margin"),
+            "apgd-ce: loss=margin has no effect; loss is for fgsm, ffgsm, bim, pgd, mim, pgd-l2$",
+        ),
         (AttackSpec("square", eot=2), "square: eot=2 has no effect; eot is for fgsm, .*, apgd-ce, "),
         (AttackSpec("square", steps=10), "square: steps=10 has no effect; steps is for fgsm, .*, cw$"),
         (AttackSpec("pgd", queries=10), "pgd: queries=10 has no effect; queries is for square, hopskipjump, autoattack$"),
@@ -69,6 +84,7 @@ def test_a_setting_is_taken_where_it_belongs_and_refused_elsewhere(name: str, se
         (AttackSpec("pgd", eot=10), "pgd-20 eot-10", "linf"),
         (AttackSpec("bim", steps=5, loss="joint", eot=3, labels="predicted"), "bim-5 joint eot-3 (predicted)", "linf"),
         (AttackSpec("fgsm"), "fgsm", "linf"),
+        (AttackSpec("pgd-l2", eps=0.5, steps=40), "pgd-l2-40", "l2"),
         (AttackSpec("fgsm", loss="margin"), "fgsm margin", "linf"),
         (AttackSpec("mim", steps=10, labels="predicted"), "mim-10 (predicted)", "linf"),
         (AttackSpec("apgd-ce"), "apgd-ce-100", "linf"),
@@ -119,8 +135,9 @@ def test_step_sizes() -> None:
     assert AttackSpec("pgd", eps=0.04, step_size=0.002).step() == 0.002
     assert AttackSpec("universal", eps=0.04).step() == pytest.approx(0.004)
     assert AttackSpec("universal", eps=0.04, steps=4).step() == pytest.approx(0.01), "four steps reach the edge"
-    others = [name for name in (*NAMES, *NOISES) if name not in (*STEPWISE, "universal")]
-    assert [AttackSpec(name).step() for name in others] == [None] * (len(NAMES) - 6 + len(NOISES))
+    assert AttackSpec("pgd-l2", eps=2.0).step() == pytest.approx(0.5)
+    others = [name for name in (*NAMES, *NOISES) if name not in (*STEPWISE, *EUCLIDEAN, "universal")]
+    assert [AttackSpec(name).step() for name in others] == [None] * (len(NAMES) - 7 + len(NOISES))
 
 
 @pytest.mark.parametrize(

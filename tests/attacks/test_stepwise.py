@@ -237,3 +237,22 @@ def test_joint_restarts_go_on_where_an_image_is_wrong_but_detected(grey: Tensor)
     assert [size for gradient, size in sizes if gradient] == [30, 30, 30]
     assert not attacked.success.any(), "one step moves every pixel up"
     assert (predict(Unguarded(), attacked.images) == 1).all()
+
+
+def test_pgd_within_a_ball_against_a_linear_classifier_goes_along_its_weight_as_far_as_it_may() -> None:
+    linear, images, labels = Linear(torch.randn(3, 4, 4)), torch.rand(6, 3, 4, 4) * 0.4 + 0.3, torch.tensor([0, 1, 0, 1, 1, 0])
+    push = torch.where(labels == 0, 1.0, -1.0).view(-1, 1, 1, 1) * linear.weight.detach() / linear.weight.detach().norm()
+    attacked = attack(linear, images, labels, AttackSpec("pgd-l2", eps=0.2, steps=40, loss="margin")).images
+    assert torch.allclose(attacked, images + 0.2 * push, rtol=0, atol=2e-3)
+    assert (attacked - images).flatten(1).norm(dim=1).max() <= 0.2 + 1e-6
+
+
+def test_starts_within_a_ball_fill_it_and_do_not_depend_on_which_other_images_stand() -> None:
+    network, images = small_cnn(nn.Tanh), torch.full((60, 3, 6, 6), 0.5)
+    labels = predict(network, images)
+    spec = AttackSpec("pgd-l2", eps=0.3, steps=1, restarts=2, step_size=1e-6)
+    whole = attack(network, images, labels, spec).images
+    lengths = (whole - images).flatten(1).norm(dim=1)
+    assert 0.9 * 0.3 < lengths.median() <= 0.3 + 1e-6, "in 108 dimensions nearly all of a ball lies at its edge"
+    few = attack(network, images, torch.where(torch.arange(60) < 30, (labels + 1) % 4, labels), spec).images
+    assert torch.allclose(few[30:], whole[30:], rtol=0, atol=1e-6)

@@ -16,13 +16,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gandefense.attacks.noise import NOISES
-from gandefense.attacks.spec import BELONGS, STEPWISE, UNIVERSAL
+from gandefense.attacks.spec import BELONGS, EUCLIDEAN, STEPWISE, UNIVERSAL
 from gandefense.attacks.suite import ATTACKS, NAMES, AttackSpec, attack, check_images, frozen, predict
 from gandefense.errors import UserError
 from tests.helpers.networks import Linear, small_cnn
 
 EPS = 8 / 255
-RANDOM = ["ffgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "autoattack", "hopskipjump", *NOISES]  # random parts
+RANDOM = [
+    "ffgsm",
+    "pgd",
+    "pgd-l2",
+    "apgd-ce",
+    "apgd-dlr",
+    "apgd-t",
+    "square",
+    "autoattack",
+    "hopskipjump",
+    *NOISES,
+]  # random parts
 
 
 def _short(name: str, **settings: Any) -> AttackSpec:
@@ -89,7 +100,7 @@ def test_every_attack_stays_in_its_budget(name: str, eps: float, network: nn.Mod
     assert attacked.images.max() <= 1
     assert attacked.images.dtype == images.dtype
     assert not attacked.images.requires_grad
-    if name in (*STEPWISE, UNIVERSAL) or eps == 0:
+    if name in (*STEPWISE, *EUCLIDEAN, UNIVERSAL) or eps == 0:
         assert attacked.changed.all().item() == (eps > 0)
     assert not attacked.success[~attacked.changed].any(), "labels are the predictions: what is unchanged is not broken"
 
@@ -102,12 +113,13 @@ LEAST = {**dict.fromkeys(ATTACKS, 0.7), "cw": 0.4, UNIVERSAL: 0.4}
 @pytest.mark.parametrize(("name", "least"), LEAST.items())
 def test_every_attack_lowers_accuracy(name: str, least: float, network: nn.Module, images: Tensor, labels: Tensor) -> None:
     settings = {"queries": 400} if name in BELONGS["queries"] else {}
-    attacked = attack(network, images, labels, AttackSpec(name, eps=0.2, **settings))
+    eps = 1.0 if name in EUCLIDEAN else 0.2
+    attacked = attack(network, images, labels, AttackSpec(name, eps=eps, **settings))
     assert attacked.success.float().mean() > least
     assert torch.equal(attacked.success, predict(network, attacked.images) != labels)
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in (*STEPWISE, UNIVERSAL)])
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in (*STEPWISE, *EUCLIDEAN, UNIVERSAL)])
 def test_images_that_are_wrong_already_come_back_unchanged(name: str, network: nn.Module, images: Tensor, labels: Tensor) -> None:
     wrong = torch.where(torch.arange(len(labels)) < 5, (labels + 1) % 4, labels)
     attacked = attack(network, images, wrong, _short(name, eps=0.2))
@@ -290,7 +302,7 @@ class OnePixelAClass(nn.Module):
         return images.flatten(1) * 2
 
 
-@pytest.mark.parametrize("name", STEPWISE)
+@pytest.mark.parametrize("name", [*STEPWISE, *EUCLIDEAN])
 def test_random_target_goes_to_one_class_that_is_never_the_true_one(name: str) -> None:
     images, labels = torch.full((120, 1, 2, 2), 0.5), torch.arange(120) % 4
     spec = AttackSpec(name, eps=0.1, steps=8, step_size=0.5 if name == "ffgsm" else None, labels="random_target")
@@ -302,7 +314,7 @@ def test_random_target_goes_to_one_class_that_is_never_the_true_one(name: str) -
         assert set(target[labels == label].tolist()) == set(range(4)) - {label}
 
 
-@pytest.mark.parametrize("name", [*STEPWISE, *NOISES])
+@pytest.mark.parametrize("name", [*STEPWISE, *EUCLIDEAN, *NOISES])
 @pytest.mark.parametrize("kind", ["true", "predicted", "random_target"])
 def test_every_attack_takes_every_kind_of_labels(
     name: str, kind: str, network: nn.Module, images: Tensor, labels: Tensor
@@ -311,7 +323,7 @@ def test_every_attack_takes_every_kind_of_labels(
     assert attacked.changed.all()
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in STEPWISE])
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in (*STEPWISE, *EUCLIDEAN)])
 def test_the_libraries_attacks_take_predicted_labels(name: str, network: nn.Module, images: Tensor, labels: Tensor) -> None:
     wrong = (labels + 1) % 4
     found = attack(network, images, wrong, _short(name, eps=0.2, labels="predicted"))

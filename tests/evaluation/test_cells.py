@@ -71,6 +71,14 @@ def test_what_survivors_have_survived() -> None:
     assert [cell.title for cell in earlier(square, cells)] == ["clean", "fgsm"], "black_box attackers made no gray_box attack"
 
 
+def test_what_survivors_of_another_norm_have_survived() -> None:
+    linf, ball = AttackSpec("pgd"), AttackSpec("pgd-l2", eps=0.5)
+    cells = [Cell("trn", "gray_box", "oblivious", spec) for spec in (None, linf, ball)]
+    last = [Cell("trn", "gray_box", "oblivious", AttackSpec(name, eps=1.0), survivors=True) for name in ("fgsm", "pgd-l2")]
+    assert [cell.title for cell in earlier(last[0], [*cells, *last])] == ["clean", "pgd-20"]
+    assert [cell.title for cell in earlier(last[1], [*cells, *last])] == ["clean", "pgd-l2-20"]
+
+
 @pytest.mark.parametrize(
     ("cell", "same"),
     [

@@ -13,6 +13,7 @@ from gandefense.evaluation import tables
 from gandefense.evaluation.tables import Cell, Outcome
 
 PGD, FGSM, NOISE = AttackSpec("pgd"), AttackSpec("fgsm"), AttackSpec("gaussian[-1,1]", eps=0.2)
+BALL = AttackSpec("pgd-l2", eps=0.5)
 
 
 def flags(word: str) -> torch.Tensor:
@@ -33,6 +34,14 @@ OUTCOMES = {
     Cell("trn", "white_box", "detached", PGD): outcome("10100", "00001"),
     Cell("trn", "white_box", "exact", PGD): outcome("10011", "00001"),
 }
+
+
+def test_an_l2_budget_is_another_one_and_no_part_of_worst_cases() -> None:
+    ball = {Cell("trn", "gray_box", "oblivious", BALL): outcome("00000", "00000")}
+    worst, before = tables.worst_cases({**OUTCOMES, **ball})["trn"]["gray_box"], tables.worst_cases(OUTCOMES)["trn"]["gray_box"]
+    assert worst == {**before, "left_out": ["gaussian[-1,1] 0.2", "pgd-l2-20 0.5"]}
+    clean = {cell: one for cell, one in OUTCOMES.items() if cell.spec is None}
+    assert tables.worst_cases({**clean, **ball}) == {}, "there is nothing of a threat left"
 
 
 def test_worst_case_is_per_image_clean_included_noise_left_out() -> None:
