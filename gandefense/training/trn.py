@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from gandefense.data import datasets
 from gandefense.data.batches import at_once, batch_indices, content_hash, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
-from gandefense.restorers.cached_maps import cached_maps
+from gandefense.restorers.cached_maps import CachedMaps, cached_maps
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
 from gandefense.restorers.trn import TRNRestorer, TwoStreamRestorationNetwork
 from gandefense.training.batch_norm import synchronised
@@ -69,7 +71,8 @@ class TRNConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    classifier: str = "cifar10/classifier"  # zoo name, run folder or safetensors file
+    classifier: str = "cifar10/classifier"  # that is defended: zoo name, run folder or safetensors file
+    others: list[str] = field(default_factory=list)  # classifiers learnt from in turn with it, so as to be of use to others
     start: str | None = None  # a trained TRN of the same shape to go on from: zoo name, run folder or file; None: random
     attacked: AttackedSetConfig = field(default_factory=AttackedSetConfig)
     validation_rows: int = 1536  # validation images attacked at 8/255, to watch the training by
@@ -77,6 +80,14 @@ class TRNConfig:
     train: TRNTrainConfig = field(default_factory=TRNTrainConfig)
     false_positive_rate: float = 0.05  # of the detection threshold, on validation images
     resume: str | None = None  # a run folder to go on with; on the command line, alone
+
+
+class Learnt(NamedTuple):
+    """A classifier that is learnt from, the images attacked against it, and their gradient maps."""
+
+    classifier: nn.Module
+    attacked: AttackedSet
+    maps: CachedMaps
 
 
 @torch.no_grad()
@@ -124,8 +135,13 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     autocast(device, config.run.precision)
     plan(config.attacked)
     seed_everything(config.run.seed)
-    classifier = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
-    zoo.try_out(config.classifier, classifier, data, device)
+    names = [config.classifier, *config.others]
+    if len(set(names)) < len(names):
+        raise UserError(f"others lists a classifier twice, or the defended one: {', '.join(names)}")
+    classifiers = [zoo.load_classifier(name).to(device, memory_format=torch.channels_last) for name in names]
+    for name, victim in zip(names, classifiers, strict=True):
+        zoo.try_out(name, victim, data, device)
+    classifier = classifiers[0]
     with distributed.first_before_others():
         images = datasets.load(config.data, "train", seed=config.run.seed)
         validation = datasets.load(config.data.whole(), "validation")
@@ -144,6 +160,9 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     network = synchronised(network, device)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
     made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)} | begun
+    made_from |= {
+        f"the other classifier {name}": fingerprint(other) for name, other in zip(names[1:], classifiers[1:], strict=True)
+    }
     with open_run("trn", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")
@@ -151,22 +170,28 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
 
         place = {"device": device, "root": config.data.root}
         small = AttackedSetConfig(rows=config.validation_rows, budgets=[8 / 255], seed=1, precision="float32")
+        precision, top_k = config.run.precision, config.network.top_k
+        learnt: list[Learnt] = []
         with distributed.first_before_others():
-            attacked = attacked_set(classifier, images, config.attacked, **place, name=f"{data.name}-train")
-            maps = cached_maps(
-                classifier, attacked, len(data.classes), device=device, precision=config.run.precision, top_k=config.network.top_k
-            )
+            for victim in classifiers:
+                attacked = attacked_set(victim, images, config.attacked, **place, name=f"{data.name}-train")
+                maps = cached_maps(victim, attacked, len(data.classes), device=device, precision=precision, top_k=top_k)
+                learnt.append(Learnt(victim, attacked, maps))
             held_out = attacked_set(classifier, validation, small, **place, name=f"{data.name}-validation")
 
         run.restore(network=network, average=average, optimiser=optimiser)
-        restorer = TRNRestorer(average.module, classifier, top_k=config.network.top_k).eval()
+        restorer = TRNRestorer(average.module, classifier, top_k=top_k).eval()
 
-        goals = clean_logits(classifier, images, device, config.run.precision)
+        goals = [clean_logits(victim, images, device, precision) for victim in classifiers]
         bar = run.progress(options.steps, "step", "trn")
         means = Means()
-        with frozen(classifier):
+        with ExitStack() as held:
+            for victim in classifiers:
+                held.enter_context(frozen(victim))
             for step in range(run.step, options.steps):
-                rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
+                whose = step % len(learnt)  # the classifiers take turns
+                victim, attacked, maps = learnt[whose]
+                rows = batch_indices(len(attacked), options.batch_size, step // len(learnt), config.run.seed)
                 ramp = min(1.0, step / max(1, options.class_ramp))
                 optimiser.zero_grad(set_to_none=True)
                 mine = parts(len(rows), options.accumulate, device)
@@ -178,10 +203,10 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
                     made, log_norms = maps.rows(chosen)
                     gradients = GradientMaps(made.to(device, memory_format=torch.channels_last), log_norms.to(device))
 
-                    goal = goals[source].to(device)
+                    goal = goals[whose][source].to(device)
                     with autocast(device, config.run.precision):
                         restored = network(batch.contiguous(memory_format=torch.channels_last), gradients)
-                        logits = classifier(restored.contiguous(memory_format=torch.channels_last)).float()
+                        logits = victim(restored.contiguous(memory_format=torch.channels_last)).float()
                     pixel_loss = (restored.float() - clean).abs().mean()
                     class_loss, logit_loss = distillation(logits, goal), (logits - goal).abs().mean()
                     loss = options.pixel_weight * pixel_loss

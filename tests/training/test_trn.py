@@ -25,9 +25,10 @@ from gandefense.data.batches import batch_indices, to_float
 from gandefense.data.sources import data_root
 from gandefense.errors import UserError
 from gandefense.training import trn
+from gandefense.training.distillation import clean_logits, distillation
 from gandefense.training.run import Run
 from gandefense.training.trn import TRNConfig, TRNNetworkConfig, TRNTrainConfig, train
-from gandefense.weights_io import load_weights
+from gandefense.weights_io import load_weights, save_weights
 from tests.helpers import small_cifar10 as small
 from tests.helpers.short_training import classifier_file, logged, same
 
@@ -89,6 +90,29 @@ def test_a_training_goes_on_from_another_ones_network(finished: Path, settings: 
     first, second = (load_weights(path)[0] for path in (finished / "model.safetensors", train(config)))
     assert first.keys() == second.keys()
     assert all(torch.allclose(tensor, second[name], atol=1e-6) for name, tensor in first.items())
+
+
+def test_several_classifiers_take_turns_each_with_its_own_goals(
+    settings: Callable[..., TRNConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings("turns", steps=4)
+    tensors, about = load_weights(Path(config.classifier))
+    other = tmp_path / "other.safetensors"
+    save_weights(other, {name: tensor.flip(0) if "head" in name else tensor for name, tensor in tensors.items()}, about)
+    config.others, seen = [str(other)], []
+    monkeypatch.setattr(trn, "distillation", lambda logits, goal: seen.append(goal) or distillation(logits, goal))
+    folder = train(config).parent
+    images = datasets.load(config.data, "train", seed=config.run.seed)
+    goals = [
+        clean_logits(zoo.load_classifier(str(path)), images, torch.device("cpu"), "float32")
+        for path in (config.classifier, other)
+    ]
+    whose = [[bool((goal.unsqueeze(1) == all_of_it).all(2).any(1).all()) for all_of_it in goals] for goal in seen]
+    assert whose == [[True, False], [False, True]] * 2
+    assert f"the other classifier {other}" in (folder / "config.yaml").read_text(encoding="utf-8")
+    config.others = [config.classifier]
+    with pytest.raises(UserError, match="others lists a classifier twice"):
+        train(config)
 
 
 @pytest.mark.parametrize(
