@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from gandefense.errors import UserError, reason
 
@@ -189,7 +190,17 @@ def load(schema: type[Schema], path: str | Path | None, overrides: list[str] | t
         merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(values), OmegaConf.create(changes)))
     except Exception as error:
         raise UserError(f"cannot read the command line's key=value words: {reason(error)}") from None
+    for key in _to_be_given(merged):
+        raise UserError(f"{path or 'config'}: {key} is left for you to give: {key}=… on the command line")
     return build(schema, merged, source=str(path) if path else "config")
+
+
+def _to_be_given(values: Any, prefix: str = "") -> Iterator[str]:
+    """The keys of nested dictionaries whose value is YAML's ???, OmegaConf's word for what has to be given."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if value == MISSING:
+            yield f"{prefix}{key}"
+        yield from _to_be_given(value, f"{prefix}{key}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

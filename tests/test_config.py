@@ -146,6 +146,13 @@ def test_empty_file_means_the_defaults(write: Any, text: str) -> None:
     assert config.load(Example, write(text)) == config.load(Example, None) == Example()
 
 
+def test_what_a_file_leaves_to_the_user_has_to_be_given(write: Any) -> None:
+    path = write("options: {a: 1}\nbudget:\n  eps: ???\n")
+    with pytest.raises(UserError, match=r"budget\.eps is left for you to give: budget\.eps=… on the command line"):
+        config.load(Example, path)
+    assert config.load(Example, path, ["budget.eps=8/255"]).budget.eps == pytest.approx(8 / 255)
+
+
 def test_round_trip_through_a_dictionary() -> None:
     built = config.build(Example, {"budget": {"eps": "8/255"}, "levels": ["1/3"], "options": {"a": 1}, "data": {"limit": 3}})
     assert config.build(Example, config.to_dict(built)) == built

@@ -96,7 +96,10 @@ def plan(config: AttackedSetConfig, size: int = 32) -> tuple[int, list[AttackSpe
         for eps in config.budgets:
             for labels in config.labels:
                 if name != "none":
-                    check_spec(AttackSpec(name, eps=eps, steps=config.steps, labels=labels))
+                    spec = AttackSpec(name, eps=eps, steps=config.steps, labels=labels)
+                    if spec.norm == "l2":
+                        raise UserError(f"attacked.attacks: {name} has an L2 budget, attacked.budgets are those of every pixel")
+                    check_spec(spec)
     if config.precision not in PRECISIONS:
         raise UserError(f"attacked.precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, got {config.precision!r}")
     chunk_size = max(1, min(at_once(size, CHUNK), config.rows // len(config.attacks)))

@@ -96,6 +96,12 @@ class EuclideanDescent(Steered, fa.L2PGD):
         ball = uniform_l2_n_balls(x0, self.batch[0], self.batch[1:].numel())
         return x0 + epsilon * ball.reshape(self.batch)[self.rows]
 
+    def normalize(self, gradients: ep.Tensor, *, x: ep.Tensor, bounds: Any) -> ep.Tensor:
+        # A confident network's gradient is shorter than the least length that foolbox divides by, and would give no step at all.
+        largest = gradients.raw.abs().amax((1, 2, 3), keepdim=True)
+        scaled = torch.where(largest > 0, gradients.raw / largest.clamp(min=torch.finfo(largest.dtype).tiny), gradients.raw)
+        return normalize_lp_norms(ep.astensor(scaled), p=2)
+
 
 METHODS: dict[str, Callable[[AttackSpec, torch.Size], Steered]] = {
     # one step of size eps (Goodfellow et al. 2015)

@@ -159,8 +159,8 @@ def earlier(cell: Cell, cells: Iterable[Cell]) -> list[Cell]:
     for other in cells:
         if other == cell:
             break
-        allowed = other.adversarial and other.threat in ALSO[cell.threat]
-        if other.spec is None or (allowed and other.spec.norm == cell.spec.norm and other.spec.eps <= cell.spec.eps):
+        allowed = other.adversarial and other.threat in ALSO[cell.threat] and other.spec.eps <= cell.spec.eps
+        if other.spec is None or (allowed and cell.spec.norm in (other.spec.norm, "noise")):
             before.append(other)
     return before
 

@@ -51,7 +51,9 @@ def static_rule(restorer: str, defended: Figure | None, bare: Figure | None) -> 
     """
     name = "static_rule"
     if defended is None or bare is None:
-        return finding(name, False, f"{restorer}: no white_box attack was asked for, so whether it holds is not measured.")
+        return finding(
+            name, False, f"{restorer}: no white_box attack counts towards a worst case, so whether it holds is not measured."
+        )
     kept, alone = percent(defended["accuracy"]), percent(bare["accuracy"])
     said = f"{restorer} keeps {kept} under white_box where the classifier alone keeps {alone}"
     tested = defended.get("mcnemar")
@@ -78,7 +80,7 @@ def white_above_gray(restorer: str, white: Figure | None, gray: Figure | None) -
     """Attacks that know the defence must not do worse than those that ignore it; both are worst cases of their own."""
     name = "white_box_above_gray_box"
     if white is None or gray is None:
-        return finding(name, False, f"{restorer}: white_box and gray_box were not both asked for, so they are not compared.")
+        return finding(name, False, f"{restorer}: white_box and gray_box have not both a worst case, so they are not compared.")
     knowing, ignoring = percent(white["accuracy"]), percent(gray["accuracy"])
     said = f"{restorer} keeps {knowing} under the white_box attacks and {ignoring} under the gray_box ones"
     if white["accuracy"] > gray["accuracy"]:
@@ -92,7 +94,7 @@ def black_beats_white(restorer: str, black: Figure | None, white: Figure | None)
     """Who knows the defence must do at least as much harm as who only queries it; both are worst cases of their own."""
     name = "black_box_beats_white_box"
     if black is None or white is None:
-        return finding(name, False, f"{restorer}: black_box and white_box were not both asked for, so they are not compared.")
+        return finding(name, False, f"{restorer}: black_box and white_box have not both a worst case, so they are not compared.")
     asking, knowing = percent(black["accuracy"]), percent(white["accuracy"])
     said = f"{restorer} keeps {asking} under the black_box attacks and {knowing} under the white_box ones"
     if clearly_above(white, black):

@@ -29,13 +29,13 @@ class AttackEntry:
     attack: str = MISSING
     eps: float = 8 / 255  # budget in pixel units of [0, 1] images; of pgd-l2 the perturbation's length; or the noise level
     steps: int | None = None  # gradient steps; null: the usual number (20; apgd-*, fab-*, autoattack, universal 100)
-    step_size: float | None = None  # in pixel units; null: the attack's usual one
+    step_size: float | None = None  # in the units of eps; null: the attack's usual one
     restarts: int = 1  # random starts; an image is broken when one of them breaks it
     labels: str = "true"  # true, or predicted or random_target, the controls for label leaking
     loss: str = "ce"  # of fgsm, ffgsm, bim, pgd, mim, pgd-l2: ce, margin, or joint (white_box: classifier and detector together)
     eot: int = 1  # gradient samples averaged at every step; counts only where the defence is randomised
     queries: int | None = None  # of square and hopskipjump, per image; null: 1,000 (5,000 within autoattack)
-    survivors: bool = False  # attack only what stands after the attacks listed before it; its accuracy is then cumulative
+    survivors: bool = False  # attack only what stands after those listed before it, of its norm; its accuracy is then cumulative
     views: list[str] | None = None  # white_box: these views only; null: all of white_box.views
 
     def spec(self) -> AttackSpec:
@@ -204,9 +204,9 @@ def _check_curves(curves: CurvesConfig) -> None:
     _check_views("curves.view", [curves.view])
     if family(curves.attack.attack) != "gradient":
         raise UserError(f"curves.attack: {curves.attack.attack} follows no gradient; take pgd or another gradient attack")
-    if curves.attack.spec().norm != "linf":
+    if curves.eps and curves.attack.spec().norm != "linf":
         raise UserError(
-            f"curves.attack: {curves.attack.attack} has an L2 budget, curves are over budgets of every pixel; take pgd"
+            f"curves.eps: budgets of every pixel, {curves.attack.attack} has an L2 budget; take pgd, or curves.eps=[]"
         )
     if curves.images < 1:
         raise UserError(f"curves.images must be at least 1, got {curves.images}")
@@ -233,6 +233,8 @@ def _check_attacks(where: str, entries: list[AttackEntry]) -> None:
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     for entry in entries:
+        if entry.spec().norm == "l2" and entry.eps == AttackEntry.eps:
+            raise UserError(f"{where}: {entry.attack}: give eps, the L2 length of the whole perturbation, such as 0.5")
         if entry.loss == "joint" and where != "white_box.attacks":
             raise UserError(f"{where}: loss joint aims at a defence's detector; list it under white_box.attacks")
         if entry.survivors and where in ("black_box.transfer", "curves.attack"):

@@ -151,7 +151,7 @@ def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
     own = {cell: outcome for cell, outcome in outcomes.items() if cell.threat == threat and cell.counts}
     own = {cell: outcome for cell, outcome in own.items() if not (cell.survivors and mixed)}
     chosen = _chosen(outcomes, threat)
-    others = [cell for cell in outcomes if cell.threat == threat and cell.spec and not cell.counts]
+    others = [cell for cell in outcomes if cell.threat in ALSO[threat] and cell.spec and not cell.counts]
     views = kind == "stands"
     names = []
     for cell in chosen:

@@ -78,8 +78,11 @@ def check(config: AdaptiveConfig) -> None:
         raise UserError(
             "classifiers and defences: name at least one of each; the defences are compared with the first classifier"
         )
-    if not (config.gray_box and config.white_box.attacks and config.white_box.views):
-        raise UserError("gray_box, white_box.views and white_box.attacks: the table needs an attack of each")
+    bounded = [any(entry.spec().norm == "linf" for entry in attacks) for attacks in (config.gray_box, config.white_box.attacks)]
+    if not (all(bounded) and config.white_box.views):
+        raise UserError(
+            "gray_box, white_box.views and white_box.attacks: the table needs an attack of each, with a budget of every pixel"
+        )
     for name in (*config.classifiers, *config.defences):
         resolve(None, settings(config, name))
     for folder in (Path(config.folder) / "adaptive", Path(config.results)):

@@ -15,7 +15,13 @@ from gandefense.weights_io import fill, load_weights
 MADE_FROM = "the weights to start from"  # as a run names them in its config.yaml
 
 
-def begin_from(start: str | None, network: nn.Module, resume: str | None, wanted: dict[str, Any] | None = None) -> dict[str, str]:
+def begin_from(
+    start: str | None,
+    network: nn.Module,
+    resume: str | None,
+    wanted: dict[str, Any] | None = None,
+    usual: dict[str, Any] | None = None,
+) -> dict[str, str]:
     """Fill a network from another one's weights; a run that has a checkpoint needs them no more.
 
     Args:
@@ -23,6 +29,7 @@ def begin_from(start: str | None, network: nn.Module, resume: str | None, wanted
         network: what is filled.
         resume: the run that goes on, or None.
         wanted: entries that the description of those weights must have, such as {"kind": "gan"}.
+        usual: what "network" stands for where an older description does not say it.
 
     Returns:
         A fingerprint of the weights, for `open_run`; empty where none were taken.
@@ -34,6 +41,8 @@ def begin_from(start: str | None, network: nn.Module, resume: str | None, wanted
         return {}
     path = zoo.find(start)
     tensors, about = load_weights(path)
+    if isinstance(about.get("network"), dict):
+        about["network"] = {**(usual or {}), **about["network"]}
     for name, value in (wanted or {}).items():
         if about.get(name) != value:
             raise UserError(f"start={start}: its {name} is {about.get(name)!r}, this training's {value!r}")

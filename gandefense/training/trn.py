@@ -154,7 +154,8 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
         "streams": config.network.streams,
     }
     network = TwoStreamRestorationNetwork(**shape)
-    begun = begin_from(config.start, network, config.resume, {"kind": "trn", "data": data.name, "network": shape})
+    wanted = {"kind": "trn", "data": data.name, "network": shape, "top_k": config.network.top_k}
+    begun = begin_from(config.start, network, config.resume, wanted, usual={"halvings": 0, "streams": "both"})
     network = network.to(device, memory_format=torch.channels_last)
     average = exponential_average(network, options.ema_decay)
     network = synchronised(network, device)

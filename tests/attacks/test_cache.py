@@ -199,6 +199,7 @@ def test_a_fingerprint_tells_names_values_and_parts_apart() -> None:
         ({"rows": 0}, "one row"),
         ({"attacks": ["fgsm", "fgms"]}, "unknown attack 'fgms'"),
         ({"budgets": [8]}, "eps is in pixel units"),
+        ({"attacks": ["pgd", "pgd-l2"]}, "pgd-l2 has an L2 budget"),
         ({"labels": ["guessed"]}, "labels must be true, predicted or random_target"),
         ({"steps": 0}, "steps and restarts must be at least 1"),
         ({"precision": "float16"}, "precision must be auto, bf16 or float32, got 'float16'"),

@@ -256,3 +256,13 @@ def test_starts_within_a_ball_fill_it_and_do_not_depend_on_which_other_images_st
     assert 0.9 * 0.3 < lengths.median() <= 0.3 + 1e-6, "in 108 dimensions nearly all of a ball lies at its edge"
     few = attack(network, images, torch.where(torch.arange(60) < 30, (labels + 1) % 4, labels), spec).images
     assert torch.allclose(few[30:], whole[30:], rtol=0, atol=1e-6)
+
+
+def test_pgd_within_a_ball_goes_as_far_where_confidence_leaves_a_tiny_gradient() -> None:
+    linear, images = Linear(torch.randn(3, 4, 4)), torch.rand(60, 3, 4, 4) * 0.4 + 0.3
+    images = images[predict(linear, images) == 0]  # the class whose loss has a gradient of e⁻⁶⁰ there, and not of 1 − 1
+    with torch.no_grad():
+        linear.weight.mul_(60 / linear(images)[:, 1].abs().max())
+    attacked = attack(linear, images, predict(linear, images), AttackSpec("pgd-l2", eps=0.2, steps=10)).images
+    assert len(images) > 10
+    assert ((attacked - images) * linear.weight.detach() / linear.weight.detach().norm()).sum((1, 2, 3)).min() > 0.18

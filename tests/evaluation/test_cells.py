@@ -77,6 +77,8 @@ def test_what_survivors_of_another_norm_have_survived() -> None:
     last = [Cell("trn", "gray_box", "oblivious", AttackSpec(name, eps=1.0), survivors=True) for name in ("fgsm", "pgd-l2")]
     assert [cell.title for cell in earlier(last[0], [*cells, *last])] == ["clean", "pgd-20"]
     assert [cell.title for cell in earlier(last[1], [*cells, *last])] == ["clean", "pgd-l2-20"]
+    noise = Cell("trn", "gray_box", "oblivious", AttackSpec("gaussian[-1,1]", eps=0.2), survivors=True)
+    assert [cell.title for cell in earlier(noise, [*cells, noise])] == ["clean", "pgd-20"]
 
 
 @pytest.mark.parametrize(

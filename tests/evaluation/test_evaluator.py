@@ -238,6 +238,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"black_box": {"transfer": [{"attack": "pgd", "survivors": True}]}}, "survivors is for"),
     ({"white_box": {"attacks": [{"attack": "pgd", "views": ["sideways"]}]}}, "no view of a defence"),
     ({"curves": {"eps": [2]}}, r"curves.eps: values must be in \[0, 1\]"),
+    ({"curves": {"eps": [0.1], "attack": {"attack": "pgd-l2", "eps": 0.5}}}, "pgd-l2 has an L2 budget; take pgd"),
+    ({"gray_box": [{"attack": "pgd-l2"}]}, "pgd-l2: give eps, the L2 length"),
     ({"curves": {"steps": [3, 3]}}, "curves.steps lists a value twice"),
     ({"curves": {"attack": {"attack": "square"}}}, "follows no gradient"),
     ({"resubmissions": 0}, "resubmissions must be at least 1"),

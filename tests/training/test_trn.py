@@ -84,9 +84,12 @@ def test_guidance_by_the_logits_brings_them_nearer_to_the_clean_ones(finished: P
         assert gandefense.load(folder)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_a_training_goes_on_from_another_ones_network(finished: Path, settings: Callable[..., TRNConfig]) -> None:
+def test_a_training_goes_on_from_another_ones_network(finished: Path, settings: Callable[..., TRNConfig], tmp_path: Path) -> None:
     config = settings("second stage", steps=1)
-    config.start, config.train.learning_rate = str(finished), 1e-9
+    tensors, about = load_weights(finished / "model.safetensors")
+    about["network"] = {key: value for key, value in about["network"].items() if key not in ("halvings", "streams")}
+    save_weights(tmp_path / "older.safetensors", tensors, about)  # as files were described before there were these two
+    config.start, config.train.learning_rate = str(tmp_path / "older.safetensors"), 1e-9
     first, second = (load_weights(path)[0] for path in (finished / "model.safetensors", train(config)))
     assert first.keys() == second.keys()
     assert all(torch.allclose(tensor, second[name], atol=1e-6) for name, tensor in first.items())
@@ -117,14 +120,19 @@ def test_several_classifiers_take_turns_each_with_its_own_goals(
 
 @pytest.mark.parametrize(
     ("start", "width", "expected"),
-    [("classifier", 8, "its kind is 'classifier', this training's 'trn'"), ("whole", 16, "its network is .*'width': 8")],
+    [
+        ("classifier", 8, "its kind is 'classifier', this training's 'trn'"),
+        ("whole", 16, "its network is .*'width': 8"),
+        ("other maps", 8, "its top_k is None, this training's 10"),
+    ],
 )
 def test_a_start_that_does_not_fit_is_refused(
     start: str, width: int, expected: str, finished: Path, settings: Callable[..., TRNConfig]
 ) -> None:
     config = settings("refused start")
-    config.start = str(finished) if start == "whole" else config.classifier
+    config.start = config.classifier if start == "classifier" else str(finished)
     config.network.width = width
+    config.network.top_k = 10 if start == "other maps" else None
     with pytest.raises(UserError, match=expected):
         train(config)
     assert not Path(config.run.folder).exists(), "refused before anything is written"
