@@ -247,6 +247,15 @@ def test_pgd_within_a_ball_against_a_linear_classifier_goes_along_its_weight_as_
     assert (attacked - images).flatten(1).norm(dim=1).max() <= 0.2 + 1e-6
 
 
+def test_pgd_within_a_ball_goes_towards_a_random_target() -> None:
+    network, images = small_cnn(nn.Tanh), torch.rand(40, 3, 6, 6)
+    labels = predict(network, images)
+    spec = AttackSpec("pgd-l2", eps=2.0, labels="random_target")
+    reached = predict(network, attack(network, images, labels, spec).images)
+    assert (reached != labels).float().mean() > 0.9
+    assert len(set(reached.tolist())) > 2, "an untargeted attack goes to the nearest class, a targeted one to any"
+
+
 def test_starts_within_a_ball_fill_it_and_do_not_depend_on_which_other_images_stand() -> None:
     network, images = small_cnn(nn.Tanh), torch.full((60, 3, 6, 6), 0.5)
     labels = predict(network, images)
