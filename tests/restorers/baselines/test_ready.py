@@ -174,6 +174,26 @@ def test_the_worked_example(rival: str) -> None:
     assert len(zoo.content_hash(rival)) == 64
 
 
+def test_the_worked_examples_config_gives_it_a_row_everywhere(rival: str, small_cifar10: Path, tmp_path: Path) -> None:
+    config = ROOT / "docs" / "examples" / "total_variation.yaml"
+    settings = {"data": {"name": "cifar10", "limit": 4, "root": str(small_cifar10)}, "validation_images": 4}
+    settings |= {"images": 1, "cost_batch_size": 1}
+    results = gandefense.evaluate(config, **settings, output=str(tmp_path / "out"))
+    for name in (rival, f"{rival}:weight=0.1"):
+        mine = [row for row in results["rows"] if row["restorer"] == name]
+        assert {(row["threat"], row["attack"], row["view"]) for row in mine} >= {
+            ("gray_box", "none", "oblivious"),
+            ("gray_box", "fgsm", "oblivious"),
+            ("gray_box", "pgd", "oblivious"),
+            ("white_box", "pgd", "straight_through"),
+            ("white_box", "pgd", "exact"),
+        }
+        assert all(row["n"] == 4 for row in mine)
+        worst = results["worst_case"][name]
+        assert worst["white_box"]["accuracy"] <= worst["gray_box"]["accuracy"]
+    assert "total_variation:weight=0.1" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
 def test_the_worked_examples_step_goes_down_what_it_says() -> None:
     images = torch.rand(1, 1, 5, 6, dtype=torch.float64) * 0.8 + 0.1
     point = images.clone().requires_grad_(True)
