@@ -189,6 +189,25 @@ def test_the_defences_page_shows_the_tables_that_the_command_wrote() -> None:
     assert shown >= 2
 
 
+def test_figures_of_other_budgets_in_the_readme_are_those_of_the_results() -> None:
+    made = json.loads((ROOT / "results" / "cifar10_budgets.json").read_text(encoding="utf-8"))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+    def spoken(restorer: str) -> str:
+        found = [row for row in made["rows"] if (row["restorer"], row["attack"]) == (restorer, "pgd")]
+        first = [f"{100 * row['accuracy']:.1f}" for row in sorted(found, key=lambda row: row["eps"])]
+        return f"{', '.join(first[:-1])} and {first[-1]} %"
+
+    assert f"PGD-40 at 2, 4, 8, 12 and 16/255: TRN {spoken('cifar10/trn')}, the GAN {spoken('cifar10/gan')} (" in readme
+    widest = max(
+        (row["ci95"][1] - row["ci95"][0]) / 2 for row in made["rows"] if row["attack"] == "pgd" and row["accuracy"] > 0.5
+    )
+    assert f"± {100 * widest:.1f} points at most" in readme
+    detected = {round(255 * entry["eps"]): entry["auroc"] for entry in made["detection"]["cifar10/trn"]["attacks"]}
+    assert f"AUROC {detected[2]:.3f}, at 8/255 {detected[8]:.3f}" in readme
+    assert min(detected, key=detected.get) == 2
+
+
 def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> None:
     made = json.loads((ROOT / "results" / "rivals.json").read_text(encoding="utf-8"))
     rows = {entry["name"]: entry for entry in (*made["restorers"], *made["classifiers"])}
