@@ -26,7 +26,7 @@ from gandefense.restorers.gan import GANNetworks, GANRestorer
 from gandefense.training.batch_norm import synchronised
 from gandefense.training.classifier import accuracy
 from gandefense.training.distillation import clean_logits, distillation, student_step
-from gandefense.training.gan_batch import Mix, Piece, Replay, fakes, perturbed, replayed
+from gandefense.training.gan_batch import Mix, Piece, Replay, fakes, moved, perturbed, replayed
 from gandefense.training.gan_config import GANConfig, check
 from gandefense.training.gan_detection import calibrate
 from gandefense.training.gan_looking import look
@@ -279,7 +279,8 @@ def _train(config: GANConfig, device: torch.device) -> Path:
                     restored = restorer(piece.images).images
                 with part.drawing():
                     untouched = torch.rand(len(restored), 1, 1, 1, device=device) < config.adapt.clean_share
-                shown = torch.where(untouched, piece.clean, restored).contiguous(memory_format=torch.channels_last)
+                    shown = moved(torch.where(untouched, piece.clean, restored), flip=data.flips)
+                shown = shown.contiguous(memory_format=torch.channels_last)
                 with autocast(device, config.run.precision):
                     answers = student(shown).float()
                 temperature = config.distil.temperature

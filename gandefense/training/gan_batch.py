@@ -120,6 +120,23 @@ def perturbed(
     return Piece(part, batch, clean, labels, goal, level, (level > 0.5 / 255).float(), judged)
 
 
+def moved(images: Tensor, *, flip: bool) -> Tensor:
+    """Images (B, C, S, S) mirrored by chance, and moved by up to S / 8 whole pixels, what enters reflected from the border.
+
+    As `augmentation` does, but from draws that have a row for each image, so that `Part.drawing` can cut them.
+
+    Args:
+        images: the batch.
+        flip: whether a mirror image is one of the same class.
+    """
+    from kornia.geometry.transform import hflip, translate
+
+    furthest = images.shape[-1] // 8
+    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < (0.5 if flip else 0.0)
+    steps = (torch.rand(len(images), 2, device=images.device) * (2 * furthest + 1)).floor() - furthest
+    return translate(torch.where(mirrored, hflip(images), images), steps, mode="nearest", padding_mode="reflection")
+
+
 def fakes(pieces: list[Piece]) -> tuple[list[Tensor], list[float]]:
     """The discriminator's fake images, half of them regenerated and half attacked, and each piece's share of them all.
 

@@ -49,7 +49,7 @@ class LossConfig:
 class GANTrainConfig:
     """Phase 2: what a batch is made of, and the optimisers."""
 
-    steps: int = 5000  # batches of phase 2, after the distillation
+    steps: int = 5000  # batches of phase 2, after the distillation; with `start` 0, too: the networks stay as they were
     batch_size: int = 128  # images per step, over all processes
     accumulate: int = 1  # pieces that a process cuts its share of a batch into, in both phases, to save memory
     learning_rate: float = 1.5e-3  # peak, Adam; ISMN, perturbation classifier, generator
@@ -115,7 +115,6 @@ def check(config: GANConfig) -> None:
     """Raise UserError for values that no training of the GAN defence can use, before any work."""
     require(
         counts={
-            "train.steps": config.train.steps,
             "train.batch_size": config.train.batch_size,
             "distil.batch_size": config.distil.batch_size,
             "distil.attack_steps": config.distil.attack_steps,
@@ -128,6 +127,8 @@ def check(config: GANConfig) -> None:
         positive={"train.learning_rate": config.train.learning_rate, "distil.temperature": config.distil.temperature},
         fractions={"loop.false_positive_rate": config.loop.false_positive_rate},
     )
+    if config.start is None or config.train.steps:
+        require(counts={"train.steps": config.train.steps})  # phase 2 can be left out only by networks that had theirs
     for name, value, known in (("answers", config.answers, ANSWERS), ("loop.detector", config.loop.detector, DETECTORS)):
         if value not in known:
             raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
