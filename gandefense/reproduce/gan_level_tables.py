@@ -22,6 +22,8 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
         {"attack": "PGD", "level": 0.3, "none": 0.597, "ours": 0.936, "rivals": {"CelebANet": 0.923}},
     ],
 }
+STUDENT = ("distilled classifier", "GAN + distilled classifier")  # columns beside those of networks
+RESTORED = ("ISMN only", "one round", "all rounds")  # columns of the quality table, in the order of `gan_levels.parts_of`
 GOALS = {"true": "true label", "predicted": "predicted label", "random_target": "random other class"}
 
 
@@ -42,13 +44,14 @@ def level_table(rows: list[dict[str, Any]], published: list[dict[str, Any]], nam
         lines.append([row["reading"], level, threat, *(interval(row["accuracy"].get(name)) for name in names), UNKNOWN])
     for entry in published:
         about = f"published, {entry['attack'] or 'reading not given'}"
-        own = {names[0]: percent(entry["none"]), names[-1]: percent(entry["ours"])}
+        own = {names[0]: percent(entry["none"]), (STUDENT[1] if STUDENT[1] in names else names[-1]): percent(entry["ours"])}
         rivals = ", ".join(f"{name} {percent(share)}" for name, share in entry["rivals"].items())
         lines.append([about, f"{entry['level']:g}", "not given", *(own.get(name, UNKNOWN) for name in names), rivals])
     note = (
         f"Accuracy before {config.classifier}, 95 % intervals. gray_box: made against the classifier, ignorant of the restorer. "
         "black_box: examples of another classifier. white_box: the attacker differentiates the restorer too; its column for the "
         "classifier alone is the same attack on the classifier alone. Noise is nobody's attack and has no threat but the first. "
+        "The columns of the distilled classifier are attacks against that one. "
         "Restorers as they stand: an image that a detector rejects counts as what the classifier says of it. The lines "
         "“published” are the paper's own figures, with its own classifier and without its reading; the last column holds those "
         "of its rivals."
@@ -83,13 +86,13 @@ def parts_table(rows: list[dict[str, Any]], probes: list[str], *, has_student: b
     lines = [[row["part"], *(interval(row["accuracy"][name]) for name in probes)] for row in rows]
     note = "Gray_box: every attack is made against the classifier that the line has. Detection and its threshold are the same. "
     if not has_student:
-        note += "No distilled classifier was named (student=RUN_FOLDER/student.safetensors), so its lines are missing."
+        note += "No distilled classifier was named (student=RUN_FOLDER), so its lines are missing."
     return Table("parts", "Which part helps", note, ["part", *probes], lines)
 
 
 def quality_table(rows: list[dict[str, Any]]) -> Table:
     """Attacked and restored against clean images."""
-    kinds = ("attacked", "ISMN only", "one round", "all rounds")
+    kinds = ("attacked", *RESTORED)
     header = ["attack", *(f"PSNR {kind}" for kind in kinds), *(f"LPIPS {kind}" for kind in kinds)]
     lines = []
     for row in rows:

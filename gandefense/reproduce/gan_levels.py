@@ -30,7 +30,8 @@ class GANLevelsConfig:
     data: DataConfig = field(default_factory=lambda: DataConfig(limit=1000))
     classifier: str = "cifar10/classifier"  # stands behind every restorer, but for the rows that name the distilled one
     ours: str = "cifar10/gan"  # a GAN defence: zoo name, run folder or .safetensors file
-    student: str | None = None  # its distilled classifier, such as RUN_FOLDER/student.safetensors; null: rows without it
+    # A GAN defence whose distilled classifier answers (answers: student), or such a classifier alone, behind `ours`; null: none
+    student: str | None = None
     rivals: list[str] = field(default_factory=list)  # restorers as they stand, before the same classifier
     readings: list[str] = field(default_factory=lambda: list(READINGS))  # of the word "level"
     levels: list[float] = field(default_factory=lambda: [0.2, 0.3, 0.4])
@@ -54,19 +55,23 @@ def attack_at(config: GANLevelsConfig, reading: str, level: float, **more: Any) 
     return AttackEntry(reading, eps=level, **more)
 
 
-def level_settings(config: GANLevelsConfig) -> dict[str, Any]:
-    """Every reading at every level, gray_box; the searched ones also as black_box and white_box, FGSM with its controls."""
+def level_settings(config: GANLevelsConfig, classifier: str, restorers: list[str]) -> dict[str, Any]:
+    """Every reading at every level, gray_box; the searched ones also as black_box and white_box, FGSM with its controls.
+
+    All of them against a classifier, alone and behind each of the restorers.
+    """
     searched = [reading for reading in config.readings if reading.endswith("_linf")]
     gray = [attack_at(config, reading, level) for reading in config.readings for level in config.levels]
     if "fgsm_linf" in config.readings:
         gray += [attack_at(config, "fgsm_linf", level, labels=labels) for level in config.levels for labels in CONTROLS]
     known = [attack_at(config, reading, level) for reading in searched for level in config.levels]
+    sources = [source for source in config.sources if source != classifier] if known else []
     return {
         **shared(config),
-        "classifier": config.classifier,
-        "restorers": [NO_RESTORER, *config.rivals, config.ours],
+        "classifier": classifier,
+        "restorers": [NO_RESTORER, *restorers],
         "gray_box": gray,
-        "black_box": BlackBoxConfig(sources=config.sources if known else [], transfer=known),
+        "black_box": BlackBoxConfig(sources=sources, transfer=known if sources else []),
         "white_box": WhiteBoxConfig(views=config.views if known else [], attacks=known),
     }
 
@@ -94,19 +99,28 @@ def probe_settings(config: GANLevelsConfig, classifier: str, restorers: list[str
     }
 
 
-def variant(config: GANLevelsConfig, folder: Path, *, rounds: int, generator: bool = True) -> str:
-    """The name of our defence with another loop: the same networks in a file of their own, written if it is not there."""
-    tensors, description = load_weights(zoo.find(config.ours))
+def variant(name: str, folder: Path, *, rounds: int, generator: bool = True) -> str:
+    """The name of a GAN defence with another loop: the same networks in a file of their own, written if it is not there."""
+    tensors, description = load_weights(zoo.find(name))
     before = {"rounds": 1, "generator": True, **description["loop"]}
     loop = {**before, "rounds": rounds, "generator": generator}
     if loop == before:
-        return config.ours
-    name = zoo.content_hash(config.ours)[:12] + (f"-rounds-{rounds}" if generator else "-ismn-only")
-    path = folder / "variants" / f"{name}.safetensors"
+        return name
+    changed = zoo.content_hash(name)[:12] + (f"-rounds-{rounds}" if generator else "-ismn-only")
+    path = folder / "variants" / f"{changed}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         save_weights(path, tensors, {**description, "loop": loop})
     return str(path)
+
+
+def distilled(config: GANLevelsConfig) -> tuple[str, str] | None:
+    """The distilled classifier that answers, and the restorer before it; None: no student is named."""
+    if config.student is None:
+        return None
+    if zoo.describe(config.student).get("kind") == "gan":
+        return zoo.classifier_of(config.student), config.student
+    return config.student, config.ours
 
 
 def run(config: GANLevelsConfig, name: str = "gan-levels") -> tuple[list[Table], dict[str, Any]]:
@@ -124,30 +138,35 @@ def run(config: GANLevelsConfig, name: str = "gan-levels") -> tuple[list[Table],
     """
     folder = Path(config.folder) / name
     check(config, folder)
-    whole = measured(level_settings(config), folder)
-    by_rounds = {rounds: variant(config, folder, rounds=rounds) for rounds in config.rounds}
-    cleaned = variant(config, folder, rounds=1, generator=False)
-    once = variant(config, folder, rounds=1)
-    restorers = list(dict.fromkeys([cleaned, once, *by_rounds.values(), config.ours]))
+    whole = measured(level_settings(config, config.classifier, [*config.rivals, config.ours]), folder)
+    by_rounds = {rounds: variant(config.ours, folder, rounds=rounds) for rounds in config.rounds}
+    ours = parts_of(config.ours, folder)
+    restorers = list(dict.fromkeys([*ours.values(), *by_rounds.values()]))
     before_teacher = measured(probe_settings(config, config.classifier, restorers), folder)
     results = [whole, before_teacher]
-    before_student = None
-    if config.student is not None:
-        shown = list(dict.fromkeys([cleaned, once, config.ours]))
-        before_student = measured(probe_settings(config, config.student, shown), folder)
-        results.append(before_student)
+    levels, controls, parts = level_rows(config, whole), control_rows(config, whole), part_rows(config, before_teacher, ours)
+    pair = distilled(config)
+    if pair is not None:
+        classifier, restorer = pair
+        whole = measured(level_settings(config, classifier, [restorer]), folder)
+        answered = parts_of(restorer, folder)
+        before_student = measured(probe_settings(config, classifier, list(answered.values())), folder)
+        results += [whole, before_student]
+        join_student(levels, level_rows(config, whole, restorer))
+        join_student(controls, control_rows(config, whole, restorer))
+        parts += part_rows(config, before_student, answered, " + distilled classifier")
 
     figures: dict[str, Any] = {
-        "levels": level_rows(config, whole),
-        "controls": control_rows(config, whole),
+        "levels": levels,
+        "controls": controls,
         "rounds": [{"rounds": rounds, **probe_figures(config, before_teacher, path)} for rounds, path in by_rounds.items()],
-        "parts": part_rows(config, before_teacher, before_student, cleaned, once),
-        "quality": quality_rows(config, before_teacher, cleaned, once),
+        "parts": parts,
+        "quality": quality_rows(config, before_teacher, ours),
         "published": tables.PUBLISHED.get(config.data.name.split("-")[0], []),
         # how each was made: evaluations used again are older than this table
         "evaluations": [{key: value for key, value in result["made"].items() if key != "config"} for result in results],
     }
-    names = [NO_RESTORER, *config.rivals, config.ours]
+    names = [NO_RESTORER, *config.rivals, config.ours, *(tables.STUDENT if pair is not None else ())]
     made = [
         tables.level_table(figures["levels"], figures["published"], names, config),
         tables.control_table(figures["controls"], names),
@@ -204,9 +223,9 @@ def undefended(row: dict[str, Any] | None) -> dict[str, Any] | None:
     return None if row is None else {"accuracy": row["undefended_accuracy"], "ci95": row["undefended_ci95"], "n": row["n"]}
 
 
-def level_rows(config: GANLevelsConfig, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Clean images, then reading by reading and level by level, threat by threat: every restorer's accuracy."""
-    names = [*config.rivals, config.ours]
+def level_rows(config: GANLevelsConfig, results: dict[str, Any], restorer: str | None = None) -> list[dict[str, Any]]:
+    """Clean images, then reading by reading and level by level, threat by threat: every restorer's accuracy, or that of one."""
+    names = [*config.rivals, config.ours] if restorer is None else [restorer]
     clean = {name: figure(find(results, name, "gray_box", None)) for name in [NO_RESTORER, *names]}
     rows: list[dict[str, Any]] = [{"reading": CLEAN, "level": None, "threat": None, "view": None, "accuracy": clean}]
     for reading in config.readings:
@@ -218,22 +237,29 @@ def level_rows(config: GANLevelsConfig, results: dict[str, Any]) -> list[dict[st
                 asked += [("white_box", view) for view in config.views]
             for threat, view in asked:
                 found = {name: find(results, name, threat, entry, view) for name in names}
-                accuracy = {NO_RESTORER: undefended(found[config.ours])}
+                accuracy = {NO_RESTORER: undefended(found[names[-1]])}
                 accuracy |= {name: figure(row) for name, row in found.items()}
                 rows.append({"reading": reading, "level": level, "threat": threat, "view": view, "accuracy": accuracy})
     return rows
 
 
-def control_rows(config: GANLevelsConfig, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """FGSM gray_box at every level, towards the true label's loss and without it."""
+def join_student(rows: list[dict[str, Any]], answered: list[dict[str, Any]]) -> None:
+    """Add to each row the distilled classifier's accuracy under the same attack, made against it: alone, behind its restorer."""
+    for row, other in zip(rows, answered, strict=True):
+        row["accuracy"] |= dict(zip(tables.STUDENT, other["accuracy"].values(), strict=True))
+
+
+def control_rows(config: GANLevelsConfig, results: dict[str, Any], restorer: str | None = None) -> list[dict[str, Any]]:
+    """FGSM gray_box at every level, towards the true label's loss and without it; of every restorer, or of one."""
+    names = [*config.rivals, config.ours] if restorer is None else [restorer]
     if "fgsm_linf" not in config.readings:
         return []
     rows = []
     for level in config.levels:
         for labels in ("true", *CONTROLS):
             entry = attack_at(config, "fgsm_linf", level, labels=labels)
-            found = {name: find(results, name, "gray_box", entry) for name in [*config.rivals, config.ours]}
-            accuracy = {NO_RESTORER: undefended(found[config.ours]), **{name: figure(row) for name, row in found.items()}}
+            found = {name: find(results, name, "gray_box", entry) for name in names}
+            accuracy = {NO_RESTORER: undefended(found[names[-1]]), **{name: figure(row) for name, row in found.items()}}
             rows.append({"level": level, "labels": labels, "accuracy": accuracy})
     return rows
 
@@ -250,32 +276,28 @@ def probe_figures(config: GANLevelsConfig, results: dict[str, Any], restorer: st
     return {"accuracy": dict(zip(probe_names(config), found, strict=True))}
 
 
-def part_rows(
-    config: GANLevelsConfig, teacher: dict[str, Any], student: dict[str, Any] | None, cleaned: str, once: str
-) -> list[dict[str, Any]]:
-    """Part by part: nothing, ISMN alone, and with the generator, each before either classifier; then everything."""
-    rows = [
-        {"part": "nothing", **probe_figures(config, teacher, NO_RESTORER)},
-        {"part": "ISMN only", **probe_figures(config, teacher, cleaned)},
-        {"part": "ISMN + generator, one round", **probe_figures(config, teacher, once)},
-        {"part": "ISMN + generator, all rounds", **probe_figures(config, teacher, config.ours)},
-    ]
-    if student is not None:
-        rows += [
-            {"part": "distilled classifier only", **probe_figures(config, student, NO_RESTORER)},
-            {"part": "ISMN + distilled classifier", **probe_figures(config, student, cleaned)},
-            {"part": "ISMN + generator, one round + distilled classifier", **probe_figures(config, student, once)},
-            {"part": "all", **probe_figures(config, student, config.ours)},
-        ]
-    return rows
+def parts_of(name: str, folder: Path) -> dict[str, str]:
+    """A GAN defence by its parts: the ISMN alone, then with the generator for one round and for all it takes."""
+    return {
+        "ISMN": variant(name, folder, rounds=1, generator=False),
+        "ISMN + generator, one round": variant(name, folder, rounds=1),
+        "ISMN + generator, all rounds": name,
+    }
 
 
-def quality_rows(config: GANLevelsConfig, results: dict[str, Any], cleaned: str, once: str) -> list[dict[str, Any]]:
-    """How near to the clean image attacked images are, and what each part makes of them: mean PSNR and LPIPS."""
+def part_rows(config: GANLevelsConfig, results: dict[str, Any], parts: dict[str, str], suffix: str = "") -> list[dict[str, Any]]:
+    """Part by part before one classifier: none, then each of `parts_of`."""
+    alone = suffix.removeprefix(" + ") or "nothing"
+    rows = [{"part": alone, **probe_figures(config, results, NO_RESTORER)}]
+    return rows + [{"part": part + suffix, **probe_figures(config, results, name)} for part, name in parts.items()]
+
+
+def quality_rows(config: GANLevelsConfig, results: dict[str, Any], parts: dict[str, str]) -> list[dict[str, Any]]:
+    """How near to the clean image attacked images are, and what each of `parts_of` makes of them: mean PSNR and LPIPS."""
     rows = []
     for entry, name in zip(probes(config), probe_names(config)[1:], strict=True):
         row: dict[str, Any] = {"attack": name}
-        for part, restorer in (("ISMN only", cleaned), ("one round", once), ("all rounds", config.ours)):
+        for part, restorer in zip(tables.RESTORED, parts.values(), strict=True):
             for found in results["restoration"][restorer]:
                 if found["threat"] == "gray_box" and _is(found, entry.spec()):
                     row["attacked"] = {key: found["attacked"].get(key) for key in ("psnr", "lpips")}

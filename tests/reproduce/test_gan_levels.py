@@ -16,7 +16,7 @@ from gandefense.errors import UserError
 from gandefense.evaluation import cost, metrics
 from gandefense.evaluation.settings import resolve
 from gandefense.reproduce import TABLES, gan_levels
-from gandefense.reproduce.gan_level_tables import PUBLISHED, shown_eps
+from gandefense.reproduce.gan_level_tables import PUBLISHED, STUDENT, shown_eps
 from gandefense.reproduce.gan_levels import GANLevelsConfig
 from gandefense.restorers.gan import GANNetworks
 from gandefense.weights_io import load_weights, save_weights
@@ -66,7 +66,7 @@ def test_the_papers_tables_are_as_printed() -> None:
 @pytest.mark.parametrize("name", ["gan-levels", "gan-celeba"])
 def test_the_shipped_config_asks_for_every_threat(name: str) -> None:
     config = configuration.load(TABLES[name][0], ROOT / "configs" / "reproduce" / f"{name}.yaml")
-    asked = gan_levels.level_settings(config)
+    asked = gan_levels.level_settings(config, config.classifier, [config.ours])
     searched = {
         (entry.attack, entry.eps) for entry in asked["gray_box"] if entry.labels == "true" and entry.attack in ("fgsm", "pgd")
     }
@@ -79,11 +79,10 @@ def test_the_shipped_config_asks_for_every_threat(name: str) -> None:
 
 
 def test_rounds_and_parts_are_the_same_networks_with_another_loop(gan: str, tmp_path: Path) -> None:
-    config = GANLevelsConfig(ours=gan)
-    assert gan_levels.variant(config, tmp_path, rounds=2) == gan, "it is that already"
-    cleaned = gan_levels.variant(config, tmp_path, rounds=1, generator=False)
-    assert gan_levels.variant(config, tmp_path, rounds=1, generator=False) == cleaned
-    assert gan_levels.variant(config, tmp_path, rounds=3) != cleaned
+    assert gan_levels.variant(gan, tmp_path, rounds=2) == gan, "it is that already"
+    cleaned = gan_levels.variant(gan, tmp_path, rounds=1, generator=False)
+    assert gan_levels.parts_of(gan, tmp_path)["ISMN"] == cleaned
+    assert gan_levels.variant(gan, tmp_path, rounds=3) != cleaned
     (tensors, about), (before, _) = load_weights(cleaned), load_weights(gan)
     assert about["loop"] == {"threshold": -1e9, "rounds": 1, "tolerance": 0.0, "generator": False}
     assert all(torch.equal(tensors[key], before[key]) for key in before)
@@ -145,13 +144,19 @@ def test_the_tool_measures_every_reading_and_part(
     assert [row["labels"] for row in made["controls"]] == ["true", "predicted", "random_target"]
     assert made["controls"][0]["accuracy"] == made["levels"][2]["accuracy"]
     assert [row["rounds"] for row in made["rounds"]] == [1, 2]
+    alone, behind = STUDENT
+    counts = [[row["accuracy"][name] and row["accuracy"][name]["n"] for name in STUDENT] for row in made["levels"]]
+    assert counts == [[4, 4], [4, 4], [4, 4], [None, None], [4, 4]], "the source of black_box is that student itself"
     parts = {row["part"]: row["accuracy"] for row in made["parts"]}
-    assert len(parts) == 8 and list(parts)[-1] == "all"
+    assert len(parts) == 8 and list(parts)[-1] == "ISMN + generator, all rounds + distilled classifier"
+    assert parts[alone]["clean"] == made["levels"][0]["accuracy"][alone]
+    assert list(parts.values())[-1]["gaussian[-1,1] 0.2"] == made["levels"][1]["accuracy"][behind]
     assert parts["ISMN + generator, all rounds"] == made["rounds"][1]["accuracy"]
     assert list(parts["nothing"]) == ["clean", "gaussian[-1,1] 0.2", "fgsm 8/255", "pgd 8/255"]
     assert parts["nothing"]["clean"] == made["levels"][0]["accuracy"]["none"]
     assert all(row[part]["psnr"] > 0 for row in made["quality"] for part in ("attacked", "ISMN only", "one round", "all rounds"))
     page = (tmp_path / "results" / "gan-levels.md").read_text(encoding="utf-8")
-    assert "| published, reading not given | 0.2 | not given | 48.2 % | 93.6 % | MagNet 79.2 %, DDSA 89.5 % |" in page
+    assert "| published, reading not given | 0.2 | not given | 48.2 % | – | – | 93.6 % | MagNet 79.2 %, DDSA 89.5 % |" in page
     assert "## Which part helps" in page and "## How many rounds help" in page and out.count("measured before") == 0
-    resolve(None, gan_levels.level_settings(GANLevelsConfig(rivals=["jpeg"], sources=["cifar10/surrogate"])))
+    other = GANLevelsConfig(rivals=["jpeg"], sources=["cifar10/surrogate"])
+    resolve(None, gan_levels.level_settings(other, other.classifier, [*other.rivals, other.ours]))
