@@ -40,7 +40,7 @@ SHORT_GAN = [
 
 
 def test_from_the_classifier_to_a_restored_folder(root: Path, tool: Callable) -> None:
-    classifier, gan = Path("runs/00000-celeba128_smiling"), Path("runs/00001-celeba128_gan")  # as the configs name them
+    classifier, gan = Path("runs/00000-celeba128_smiling"), Path("runs/00001-celeba128_gan")
     status, out, err = tool(
         "train_classifier", CONFIGS / "classifier/celeba128_smiling.yaml", *SHORT, "train.epochs=1", "train.batch_size=16"
     )
@@ -50,7 +50,7 @@ def test_from_the_classifier_to_a_restored_folder(root: Path, tool: Callable) ->
     assert described["data"] == "celeba-64-Smiling" and described["measured"]["validation_n"] == 4
     assert zoo.load_classifier(str(classifier)).head.out_features == 2
 
-    status, out, err = tool("train_gan", CONFIGS / "gan/celeba128_gan.yaml", *SHORT_GAN)
+    status, out, err = tool("train_gan", CONFIGS / "gan/celeba128_gan.yaml", f"classifier={classifier}", *SHORT_GAN)
     assert status == 0, err
     described = load_weights(gan / "model.safetensors")[1]
     assert described["data"] == "celeba-64-Smiling" and described["network"]["size"] == 64
@@ -59,8 +59,10 @@ def test_from_the_classifier_to_a_restored_folder(root: Path, tool: Callable) ->
     picture = events.Images("pictures/attacked")[-1]
     assert picture.width == 4 * 65 + 1, "four validation rows of 64 pixels side by side"
 
+    own = [f"classifier={classifier}", f"restorers=[{gan}]"]
     status, out, err = tool(
         *("evaluate", CONFIGS / "evaluate/celeba128.yaml", "data.size=64", "data.limit=4", "validation_images=4", "output=eval"),
+        *own,
         *("gray_box=[{attack: fgsm, eps: 0.3}, {attack: pgd, eps: 0.3, steps: 2}]", "device=cpu"),
         "white_box.attacks=[{attack: autoattack, eps: 8/255, steps: 2, queries: 4}]",  # of the suite for two classes
     )
@@ -70,7 +72,7 @@ def test_from_the_classifier_to_a_restored_folder(root: Path, tool: Callable) ->
     assert {(row["attack"], row["eps"]) for row in results["rows"]} >= {("fgsm", 0.3), ("pgd", 0.3), ("autoattack", 8 / 255)}
 
     status, out, err = tool(
-        "evaluate", CONFIGS / "evaluate/celeba128.yaml", "data.size=64", "data.split=identity", "output=other"
+        "evaluate", CONFIGS / "evaluate/celeba128.yaml", "data.size=64", "data.split=identity", "output=other", *own
     )
     assert status == 2 and "was trained with data.split=official; under data.split=identity some of its training images" in err
 
@@ -102,5 +104,11 @@ def test_a_mistake_is_one_line_and_status_2(root: Path, tool: Callable, words: l
 def test_a_classifier_of_another_size_is_refused(root: Path, tool: Callable) -> None:
     words = [*SHORT, "train.epochs=1", "train.batch_size=16"]
     assert tool("train_classifier", CONFIGS / "classifier/celeba128_smiling.yaml", "data.limit=16", *words)[0] == 0
-    status, _, err = tool("train_gan", CONFIGS / "gan/celeba128_gan.yaml", "data.size=128", "loss.lpips=0")
+    status, _, err = tool(
+        "train_gan",
+        CONFIGS / "gan/celeba128_gan.yaml",
+        "data.size=128",
+        "loss.lpips=0",
+        "classifier=runs/00000-celeba128_smiling",
+    )
     assert status == 2 and "is for 'celeba-64-Smiling', not for 'celeba-128-Smiling'" in err
