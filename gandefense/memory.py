@@ -1,7 +1,8 @@
-"""Batches that get smaller when memory runs out."""
+"""How much memory was taken, and batches that get smaller when it runs out."""
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -13,6 +14,18 @@ def ran_out(error: RuntimeError) -> bool:
     """Whether an error says that there is no memory left, on a GPU or in the machine."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "not enough memory" in text
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that were in use so far: by tensors on a GPU, by the whole process on a CPU; None where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # everybody else counts kilobytes
 
 
 def in_halves(work: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:

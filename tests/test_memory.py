@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gandefense.memory import in_halves
+from gandefense.memory import in_halves, peak_memory
 
 OUT = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes"
 
@@ -19,6 +19,12 @@ def limited(most: int, seen: list[int], message: str = OUT):
         return images * 2, labels + 1
 
     return work
+
+
+def test_the_peak_grows_with_what_is_taken() -> None:
+    before = peak_memory(torch.device("cpu"))
+    taken = torch.ones(2 * before // 4)  # twice as much as ever before, in floats of four bytes
+    assert peak_memory(torch.device("cpu")) >= taken.numel() * 4 > before
 
 
 @pytest.mark.parametrize(("most", "calls"), [(7, [7]), (4, [7, 3, 4]), (1, None)])

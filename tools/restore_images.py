@@ -16,12 +16,14 @@ Exit status: 0 all images restored; 1 some could not be read (they are listed an
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from gandefense import restoring
 from gandefense.command_line import run_tool
 from gandefense.data.batches import at_once
 from gandefense.errors import UserError
+from gandefense.memory import peak_memory
 from gandefense.training.state import choose_device
 
 LISTED = 20  # unreadable files named on the terminal; scores.csv names all
@@ -67,6 +69,7 @@ def main(arguments: list[str]) -> None:
     jobs = restoring.plan(images)
     restoring.check_output(asked.input, asked.output, jobs, overwrite=asked.overwrite)
     restorer, data = restoring.load(asked.restorer, asked.classifier)
+    begun = time.perf_counter()
     summary = restoring.restore_folder(
         asked.restorer,
         restorer,
@@ -84,6 +87,9 @@ def main(arguments: list[str]) -> None:
     if others:
         print(f"{len(others)} file(s) of other kinds left alone, such as {restoring.shown(others[0])}")
     print(f"{summary.restored} of {len(jobs)} image(s) restored, {summary.flagged} flagged as attacked: {asked.output}")
+    seconds, most = time.perf_counter() - begun, peak_memory(device)
+    memory = "" if most is None else f"; at most {most / 2**30:.1f} GiB of memory"
+    print(f"{summary.restored / seconds:.3g} images/s, reading and writing included{memory}")
     for path, reason in summary.unreadable[:LISTED]:
         print(f"skipped {restoring.shown(path)}: {reason}", file=sys.stderr)
     if len(summary.unreadable) > LISTED:

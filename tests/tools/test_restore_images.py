@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -67,6 +68,7 @@ def test_a_folder_of_all_kinds(restore: Callable, folder: Path, tmp_path: Path) 
     assert {Image.open(target / name).size for name in files if name.endswith(".png")} == {(32, 32)}
     assert "1 image(s) resized to 32×32" in out and "1 image(s) converted to RGB" in out
     assert "1 file(s) of other kinds left alone, such as notes.txt" in out
+    assert re.search(r"^\d[\d.e+]* images/s, reading and writing included; at most \d+\.\d GiB of memory$", out, re.MULTILINE)
     assert "4 of 4 image(s) restored" in out and "4/4" in err and "image/s" in err
     rows = _scores(target)
     assert list(rows) == ["fine.png", "grey.png", "large.jpg", "sub/fine.bmp"]
