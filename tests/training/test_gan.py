@@ -214,6 +214,7 @@ def test_rows_without_clean_ones_validate_on_what_there_is(gan_settings: Callabl
         ("attacked.attacks", ["fgsm", "nonsense"], "unknown attack 'nonsense'"),
         ("validation_rows", 0, "validation_rows must be at least 1, got 0"),
         ("train.batch_size", 0, "train.batch_size must be at least 1, got 0"),
+        ("train.steps", 0, "train.steps must be at least 1, got 0"),
         ("distil.batch_size", 0, "distil.batch_size must be at least 1, got 0"),
         ("loss.r1_every", 0, "loss.r1_every must be at least 1, got 0"),
         ("distil.noise_every", 0, "distil.noise_every must be at least 1, got 0"),

@@ -19,7 +19,9 @@ from gandefense.data.batches import batch_indices, to_float
 from gandefense.errors import UserError
 from gandefense.training import gan
 from gandefense.training.gan import train
+from gandefense.training.gan_batch import moved
 from gandefense.training.gan_config import AdaptConfig, GANConfig, LossConfig
+from gandefense.training.parts import Part
 from gandefense.weights_io import load_weights, save_weights
 from tests.helpers.short_training import logged, same
 from tests.training.test_gan import PARTS
@@ -121,6 +123,32 @@ def test_the_third_phase_teaches_the_student_behind_the_restorer(adapted: Path, 
         assert torch.equal(defended.classifier(images), student(images)), "the student answers"
     flagged = defended.restore(to_float(datasets.load(DataConfig(), "validation").images)).flagged.float().mean().item()
     assert flagged == pytest.approx(0.05, abs=1 / 30), "the fused threshold was chosen for this rate on these images"
+
+
+def test_the_third_phase_alone_leaves_the_restorer_as_it_was(gan_finished: Path, gan_settings: Callable[..., GANConfig]) -> None:
+    config = _adapting(gan_settings, "third phase alone")
+    config.start, config.distil.steps, config.train.steps = str(gan_finished), 0, 0
+    path = train(config)
+    assert same(load_weights(path)[0], load_weights(gan_finished / "model.safetensors")[0])
+    teacher, student = (load_weights(place)[0] for place in (config.classifier, path.parent / "student.safetensors"))
+    assert teacher.keys() == student.keys() and not same(teacher, student)
+
+
+def test_the_third_phases_images_are_moved_and_mirrored() -> None:
+    torch.manual_seed(0)
+    columns = torch.arange(16.0).expand(64, 1, 16, 16) / 16
+    made = (moved(columns, flip=True) * 16)[:, 0, 8]
+    steps = {(made[i, 9] - made[i, 8]).item() for i in range(64)}
+    assert steps == {1.0, -1.0}, "one image of a row of columns, mirrored or not"
+    starts = {made[i, 8].item() - 8 for i in range(64) if made[i, 9] > made[i, 8]}
+    assert starts == {-2.0, -1.0, 0.0, 1.0, 2.0}, "by up to an eighth of 16 pixels"
+    assert {(row[9] - row[8]).item() for row in (moved(columns, flip=False) * 16)[:, 0, 8]} == {1.0}
+    torch.manual_seed(1)
+    whole = moved(columns, flip=True)
+    torch.manual_seed(1)
+    part = Part(64, 1, 4)
+    with part.drawing():
+        assert torch.equal(moved(columns[part.rows], flip=True), whole[part.rows]), "the same whatever the number of parts"
 
 
 def test_the_third_phase_resumes_bit_for_bit(
