@@ -21,6 +21,7 @@ from gandefense.data.datasets import Dataset
 from gandefense.errors import UserError
 from gandefense.files import print_interval, write_text
 from gandefense.image_files import SUFFIXES, UnreadableError, read_image, write_image
+from gandefense.memory import ran_out
 from gandefense.restorers.base import Restoration, Restorer
 
 SCORES = "scores.csv"
@@ -237,7 +238,9 @@ def _restored(name: str, restorer: Restorer, images: Tensor) -> Restoration:
         else:
             with torch.no_grad():
                 restoration = restorer(images)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         raise UserError(
             f"{images.device} has too little memory for batches of {len(images)}; give a smaller --batch-size"
         ) from None

@@ -50,7 +50,8 @@ SHORTER: dict[str, str] = {
     "tools/train_classifier.py": "architecture=tiny data.limit=24 train.epochs=1 train.batch_size=12 "
     "train.adversarial.validation_images=2",
     "tools/train_trn.py": f"{TINY_TRAINING} network.width=8 network.blocks=1 network.halvings=0",
-    "tools/train_gan.py": f"{TINY_TRAINING} distil.steps=1 distil.batch_size=4 network.width=8 network.discriminator_width=8",
+    "tools/train_gan.py": f"{TINY_TRAINING} distil.steps=1 distil.batch_size=4 network.width=8 network.discriminator_width=8 "
+    "adapt.steps=1 adapt.batch_size=4",
     "tools/train_joint.py": f"classifier={TINY} data.limit=24 train.steps=1 train.batch_size=4 train.adversarial.steps=1 "
     "train.adversarial.validation_images=2 trn.width=8 trn.blocks=1 gan.width=8",
     "tools/evaluate.py": f"data.limit=2 batch_size=2 validation_images=2 images=1 cost_batch_size=1 overwrite=true {FEW_ATTACKS}",

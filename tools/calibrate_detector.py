@@ -69,6 +69,8 @@ def main(arguments: list[str]) -> None:
     print(f"threshold {detector.threshold:.3f} for {rate:.1%} of {len(validation.labels):,} clean validation images")
     if output is not None:
         tensors, _ = load_weights(zoo.find(name))
+        if description.get("classifier") in zoo.BESIDE:  # which does not lie beside the new file
+            description["classifier"] = str(Path(zoo.classifier_of(name)).resolve())
         save_weights(output, tensors, {**description, "detector": detector.description()})
         print(f"written: {output}")
     if limit:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from gandefense import config as configuration
 from gandefense import zoo
+from gandefense.data import datasets
+from gandefense.data.batches import content_hash
 from gandefense.evaluation.evaluator import EvaluateConfig, evaluate
 from gandefense.evaluation.measurement import all_versions
 from gandefense.evaluation.records import STANDING, code_hash
@@ -25,16 +27,18 @@ ASKED = ("data", "classifier", "restorers", "seed", "batch_size", "gray_box", "b
 def folder_of(config: EvaluateConfig, parent: Path) -> Path:
     """The folder of an evaluation: named after all that its figures depend on, so that only the same are used again.
 
-    That is what is asked, the contents of the weights, the package's source, the libraries' versions and the type of device.
+    That is what is asked, the contents of the weights and of the test images, the package's source, the libraries' versions and
+    the type of device.
 
     Raises:
-        UserError: an unknown network or device.
+        UserError: an unknown network or device, or no such data.
     """
     values = configuration.to_dict(config)
     asked: dict[str, Any] = {name: values[name] for name in ASKED}
     asked["data"] = {name: value for name, value in values["data"].items() if name not in ("root", "download")}
-    names = [config.classifier, *(name for name in config.restorers if name != "none")]
+    names = [config.classifier, *config.black_box.sources, *(name for name in config.restorers if name != "none")]
     asked["weights"] = {name: zoo.content_hash(name) for name in names}
+    asked["images"] = content_hash(datasets.load(config.data, "test", seed=config.seed))
     asked |= {"code": code_hash(), "versions": all_versions(), "device": choose_device(config.device).type}
     return parent / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 

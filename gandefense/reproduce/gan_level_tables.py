@@ -84,7 +84,10 @@ def rounds_table(rows: list[dict[str, Any]], probes: list[str]) -> Table:
 def parts_table(rows: list[dict[str, Any]], probes: list[str], *, has_student: bool) -> Table:
     """Which part helps."""
     lines = [[row["part"], *(interval(row["accuracy"][name]) for name in probes)] for row in rows]
-    note = "Gray_box: every attack is made against the classifier that the line has. Detection and its threshold are the same. "
+    note = (
+        "Gray_box: every attack is made against the classifier that the line has. Lines with the same classifier have the same "
+        "detector and threshold; a GAN defence that brings its distilled classifier brings its own detector, too. "
+    )
     if not has_student:
         note += "No distilled classifier was named (student=RUN_FOLDER), so its lines are missing."
     return Table("parts", "Which part helps", note, ["part", *probes], lines)

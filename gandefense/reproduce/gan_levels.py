@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gandefense import zoo
+from gandefense.attacks.cache import fingerprint
 from gandefense.attacks.spec import AttackSpec
 from gandefense.config import DataConfig
+from gandefense.data.datasets import describe
 from gandefense.errors import UserError
 from gandefense.evaluation.cells import NO_RESTORER
 from gandefense.evaluation.settings import AttackEntry, BlackBoxConfig, WhiteBoxConfig
@@ -28,7 +32,7 @@ class GANLevelsConfig:
     """tools/reproduce.py gan-levels and gan-celeba"""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(limit=1000))
-    classifier: str = "cifar10/classifier"  # stands behind every restorer, but for the rows that name the distilled one
+    classifier: str = "cifar10/classifier"  # stands behind every restorer, but for columns and rows of the distilled one
     ours: str = "cifar10/gan"  # a GAN defence: zoo name, run folder or .safetensors file
     # A GAN defence whose distilled classifier answers (answers: student), or such a classifier alone, behind `ours`; null: none
     student: str | None = None
@@ -190,6 +194,20 @@ def check(config: GANLevelsConfig, folder: Path) -> None:
     kinds = {name: zoo.describe(name).get("kind") for name in names}
     if kinds[config.ours] != "gan":
         raise UserError(f"ours={config.ours} is a {kinds[config.ours]!r}, not a GAN defence")
+    if config.classifier in config.sources:
+        raise UserError(f"sources: {config.classifier} is the defended classifier itself; name another one")
+    if config.student is not None:
+        if kinds[config.student] not in ("classifier", "gan"):
+            raise UserError(
+                f"student={config.student} is a {kinds[config.student]!r}; name a classifier, or a GAN defence with one"
+            )
+        answering, _ = distilled(config)
+        if fingerprint(zoo.load_classifier(answering)) == fingerprint(zoo.load_classifier(config.classifier)):
+            raise UserError(
+                f"student={config.student}: what answers there is {config.classifier} itself, no distilled classifier"
+            )
+        for name in (answering, config.student):
+            zoo.try_out(name, torch.nn.Identity(), describe(config.data))
     for place in (folder, Path(config.results)):
         check_folder(place)
 

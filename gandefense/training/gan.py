@@ -162,7 +162,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
             rows = batch_indices(len(attacked), options.batch_size, step, config.run.seed)
             shares = (options.noise_share, options.random_step_share, options.replay_share)
             ends = itertools.accumulate(round(share * len(rows)) for share in shares)
-            mix = Mix(len(rows), *ends, noise_level=options.noise_level)
+            mix = Mix(len(rows), *ends, noise_level=options.noise_level, step_eps=options.random_step_eps)
             pieces: list[Piece] = []
 
             # ISMN, perturbation classifier and generator, against the discriminator as it stands.
@@ -261,7 +261,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
                 check_finite(means, run)
                 run.save()
 
-        # Phase 3: the student behind the finished restorer.
+        # Phase 3: the student behind the finished restorer. A fused detector comes after it, because it asks the student, too.
         restorer.threshold = choose_threshold(average.module, validation, config.loop.false_positive_rate, device)
         if config.adapt.steps:
             student.train().requires_grad_(True)
@@ -326,7 +326,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
                 "loop": {"threshold": restorer.threshold, "rounds": config.loop.rounds, "tolerance": config.loop.tolerance},
                 "measured": measured,
             }
-            if config.adapt.steps or restorer.detector is not None:  # neither was there when phase 2 was looked at
+            if config.adapt.steps or restorer.detector is not None or not options.steps:  # phase 2 did not look at these
                 look(run, restorer, seen, held_out, validation)
             run.compare(measured)
             if restorer.detector is not None:

@@ -26,6 +26,7 @@ class Mix:
         stepped: end of eq. (2).
         replayed: end of the earlier regenerations.
         noise_level: largest Gaussian level on the [-1, 1] scale.
+        step_eps: budget of eq. (2) in pixel units.
     """
 
     batch: int
@@ -33,6 +34,7 @@ class Mix:
     stepped: int
     replayed: int
     noise_level: float
+    step_eps: float = 8 / 255
 
 
 @dataclass
@@ -107,7 +109,7 @@ def perturbed(
         batch[here] = gaussian_signed(clean[here], levels)
     here = part.between(mix.noisy, mix.stepped)
     with part.drawing(part.rows[here] - mix.noisy, mix.stepped - mix.noisy):
-        batch[here] = random_step(teacher, clean[here], labels[here], 8 / 255)
+        batch[here] = random_step(teacher, clean[here], labels[here], mix.step_eps)
     here = part.between(mix.stepped, mix.replayed)
     if replay is not None:
         again = part.rows[here] - mix.stepped

@@ -51,13 +51,14 @@ class GANTrainConfig:
 
     steps: int = 5000  # batches of phase 2, after the distillation; with `start` 0, too: the networks stay as they were
     batch_size: int = 128  # images per step, over all processes
-    accumulate: int = 1  # pieces that a process cuts its share of a batch into, in both phases, to save memory
+    accumulate: int = 1  # pieces that a process cuts its share of a batch into, in all phases, to save memory
     learning_rate: float = 1.5e-3  # peak, Adam; ISMN, perturbation classifier, generator
     discriminator_rate: float = 2e-4  # Adam with β₁ = 0
     warmup: int = 100  # steps in which the learning rate rises
     noise_share: float = 0.25  # of a batch: Gaussian noise, level uniform in (0, noise_level]
     noise_level: float = 0.5  # on the [-1, 1] scale
     random_step_share: float = 0.05  # of a batch: eq. (2), a random vector plus a randomised gradient step
+    random_step_eps: float = 8 / 255  # budget of that step, in pixel units
     replay_share: float = 0.06  # of a batch: earlier regenerated images, so that a second round does no harm
     ema_decay: float = 0.998  # of the weights that are kept in the end
     gradient_clip: float = 5.0  # largest norm of the gradient
@@ -124,7 +125,11 @@ def check(config: GANConfig) -> None:
             "loop.rounds": config.loop.rounds,
             "validation_rows": config.validation_rows,
         },
-        positive={"train.learning_rate": config.train.learning_rate, "distil.temperature": config.distil.temperature},
+        positive={
+            "train.learning_rate": config.train.learning_rate,
+            "train.random_step_eps": config.train.random_step_eps,
+            "distil.temperature": config.distil.temperature,
+        },
         fractions={"loop.false_positive_rate": config.loop.false_positive_rate},
     )
     if config.start is None or config.train.steps:

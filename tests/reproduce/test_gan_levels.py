@@ -103,6 +103,9 @@ def test_rounds_and_parts_are_the_same_networks_with_another_loop(gan: str, tmp_
         ({"ours": "cifar10/trn"}, "is a 'trn', not a GAN defence"),
         ({"rivals": ["cifar10/nobody"]}, "cifar10/nobody"),
         ({"student": "cifar10/no_student"}, "cifar10/no_student"),
+        ({"student": "cifar10/trn"}, "student=cifar10/trn is a 'trn'; name a classifier, or a GAN defence with one"),
+        ({"student": "cifar10/gan"}, "what answers there is cifar10/classifier itself, no distilled classifier"),
+        ({"sources": ["cifar10/classifier"]}, "is the defended classifier itself; name another one"),
     ],
 )
 def test_a_mistake_is_found_before_any_work(changes: dict, message: str, tmp_path: Path) -> None:
