@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import gandefense
+from gandefense import zoo
 from gandefense.restorers.gan import GANNetworks
 from gandefense.weights_io import load_weights, save_weights
 from tests.evaluation.conftest import Networks, networks  # noqa: F401  (a fixture)
@@ -43,6 +44,22 @@ def test_a_finished_defence_gets_the_fused_detector(gan: str, tmp_path: Path, to
     content = output.read_bytes()
     status, _, err = tool("calibrate_detector", gan, f"output={output}", "limit=0")
     assert status == 2 and "nothing is overwritten" in err and output.read_bytes() == content
+
+
+def test_the_new_file_finds_the_distilled_classifier_of_the_old_one(
+    gan: str,
+    networks: Networks,  # noqa: F811
+    tmp_path: Path,
+    tool: Callable,
+) -> None:
+    (tensors, about), (weights, card) = load_weights(gan), load_weights(networks.classifier)
+    (tmp_path / "run").mkdir()
+    save_weights(tmp_path / "run" / "gan.safetensors", tensors, {**about, "classifier": zoo.STUDENT})
+    save_weights(tmp_path / "run" / zoo.STUDENT, weights, card)
+    output = tmp_path / "fused.safetensors"
+    status, _, err = tool("calibrate_detector", tmp_path / "run/gan.safetensors", f"output={output}", "limit=0", "device=cpu")
+    assert status == 0, err
+    assert torch.equal(gandefense.load(output).classifier.head.weight, weights["head.weight"])
 
 
 @pytest.mark.parametrize(
