@@ -42,6 +42,7 @@ class GANLevelsConfig:
     pgd_steps: int = 20
     sources: list[str] = field(default_factory=list)  # other classifiers, for black_box by transfer; empty: none
     views: list[str] = field(default_factory=lambda: ["detached"])  # what a white_box attacker differentiates
+    white_levels: list[float] | None = None  # at which levels he is tried; null: at all of them
     rounds: list[int] = field(default_factory=lambda: [1, 2, 3, 4])  # how many help
     eps: float = 8 / 255  # of the gray_box FGSM and PGD beside the levels, where rounds and parts are compared
     seed: int = 0
@@ -59,6 +60,11 @@ def attack_at(config: GANLevelsConfig, reading: str, level: float, **more: Any) 
     return AttackEntry(reading, eps=level, **more)
 
 
+def white_levels(config: GANLevelsConfig) -> list[float]:
+    """The levels at which a white_box attacker is tried."""
+    return config.levels if config.white_levels is None else config.white_levels
+
+
 def level_settings(config: GANLevelsConfig, classifier: str, restorers: list[str]) -> dict[str, Any]:
     """Every reading at every level, gray_box; the searched ones also as black_box and white_box, FGSM with its controls.
 
@@ -69,6 +75,7 @@ def level_settings(config: GANLevelsConfig, classifier: str, restorers: list[str
     if "fgsm_linf" in config.readings:
         gray += [attack_at(config, "fgsm_linf", level, labels=labels) for level in config.levels for labels in CONTROLS]
     known = [attack_at(config, reading, level) for reading in searched for level in config.levels]
+    white = [attack_at(config, reading, level) for reading in searched for level in white_levels(config)]
     sources = [source for source in config.sources if source != classifier] if known else []
     return {
         **shared(config),
@@ -76,7 +83,7 @@ def level_settings(config: GANLevelsConfig, classifier: str, restorers: list[str
         "restorers": [NO_RESTORER, *restorers],
         "gray_box": gray,
         "black_box": BlackBoxConfig(sources=sources, transfer=known if sources else []),
-        "white_box": WhiteBoxConfig(views=config.views if known else [], attacks=known),
+        "white_box": WhiteBoxConfig(views=config.views if white else [], attacks=white),
     }
 
 
@@ -188,6 +195,8 @@ def check(config: GANLevelsConfig, folder: Path) -> None:
             raise UserError(f"unknown reading {reading!r}; known: {', '.join(READINGS)}")
     if not config.levels or not all(0 < level <= 1 for level in config.levels):
         raise UserError(f"levels lie above 0 and up to 1, at least one; got {config.levels}")
+    if not set(white_levels(config)) <= set(config.levels):
+        raise UserError(f"white_levels are some of the levels, {config.levels}; got {config.white_levels}")
     if not config.rounds or min(config.rounds) < 1:
         raise UserError(f"rounds are at least 1, got {config.rounds}")
     names = [config.classifier, *config.rivals, config.ours, *config.sources, *([config.student] if config.student else [])]
@@ -252,7 +261,7 @@ def level_rows(config: GANLevelsConfig, results: dict[str, Any], restorer: str |
             asked = [("gray_box", None)]
             if reading.endswith("_linf"):
                 asked += [("black_box", f"transfer: {source}") for source in config.sources]
-                asked += [("white_box", view) for view in config.views]
+                asked += [("white_box", view) for view in config.views if level in white_levels(config)]
             for threat, view in asked:
                 found = {name: find(results, name, threat, entry, view) for name in names}
                 accuracy = {NO_RESTORER: undefended(found[names[-1]])}

@@ -71,7 +71,9 @@ def test_the_shipped_config_asks_for_every_threat(name: str) -> None:
         (entry.attack, entry.eps) for entry in asked["gray_box"] if entry.labels == "true" and entry.attack in ("fgsm", "pgd")
     }
     assert searched == {(attack, level) for attack in ("fgsm", "pgd") for level in config.levels}
-    assert {(entry.attack, entry.eps) for entry in asked["white_box"].attacks} == searched
+    white = {(entry.attack, entry.eps) for entry in asked["white_box"].attacks}
+    assert white == {(attack, min(config.levels)) for attack in ("fgsm", "pgd")}, "who keeps nothing there keeps nothing above"
+    assert {(entry.attack, entry.eps) for entry in asked["black_box"].transfer} == searched
     leaks = {(entry.eps, entry.labels) for entry in asked["gray_box"] if entry.labels != "true"}
     assert leaks == {(level, labels) for level in config.levels for labels in ("predicted", "random_target")}
     names = [(entry.attack, entry.eps) for entry in gan_levels.probes(config)]
@@ -99,6 +101,7 @@ def test_rounds_and_parts_are_the_same_networks_with_another_loop(gan: str, tmp_
         ({"levels": []}, "at least one"),
         ({"levels": [2.0]}, "above 0 and up to 1"),
         ({"rounds": [0, 1]}, "rounds are at least 1"),
+        ({"white_levels": [0.1]}, "white_levels are some of the levels"),
         ({"ours": "cifar10/nothing"}, "cifar10/nothing"),
         ({"ours": "cifar10/trn"}, "is a 'trn', not a GAN defence"),
         ({"rivals": ["cifar10/nobody"]}, "cifar10/nobody"),
