@@ -158,7 +158,7 @@ def tiny_networks(place: Path) -> None:
     about = {"data": "cifar10", "classifier": "cifar10/classifier"}
     trn = TwoStreamRestorationNetwork(**shape).state_dict()
     save_weights(place / "weights/cifar10/trn.safetensors", trn, {**about, "kind": "trn", "network": shape, "threshold": 1.0})
-    shape = {"channels": 3, "size": 32, "width": 8}
+    shape = {"channels": 3, "size": 32, "ismn": "full", "width": 8, "norm": "group"}
     loop = {"threshold": 1e9, "rounds": 2, "tolerance": 0.01}
     gan = GANNetworks(**shape).state_dict()
     save_weights(place / "weights/cifar10/gan.safetensors", gan, {**about, "kind": "gan", "network": shape, "loop": loop})
