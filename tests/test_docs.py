@@ -208,6 +208,13 @@ def test_figures_of_other_budgets_in_the_readme_are_those_of_the_results() -> No
     assert min(detected, key=detected.get) == 2
 
 
+@pytest.mark.parametrize(("page", "title"), [("gan-levels", "Which part helps"), ("gan-celeba", "Attack levels")])
+def test_the_gans_tables_in_the_readme_are_those_of_the_results(page: str, title: str) -> None:
+    text = (ROOT / "results" / f"{page}.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in text.split(f"## {title}\n")[1].split("\n## ")[0].splitlines() if line.startswith("|"))
+    assert table.count("\n") > 2 and table in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> None:
     made = json.loads((ROOT / "results" / "rivals.json").read_text(encoding="utf-8"))
     rows = {entry["name"]: entry for entry in (*made["restorers"], *made["classifiers"])}
