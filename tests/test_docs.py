@@ -240,6 +240,12 @@ def test_figures_at_the_gans_levels_in_the_readme_are_those_of_the_results() -> 
     assert f"makes {other['celeba128/gan']} right, {other['none'].split(' [')[0]} without it" in spoken
     worse = [share(who, "black_box", "fgsm").split(" %")[0] for who in ("celeba128/gan", "none")]
     assert "({} and {} %)".format(*worse) in spoken
+    known = json.loads((ROOT / "results" / "celeba128_white_box.json").read_text(encoding="utf-8"))["rows"]
+    (row,) = [row for row in known if (row["restorer"], row["threat"]) == ("celeba128/gan", "white_box")]
+    low, high = (f"{100 * end:.1f}" for end in row["ci95"])
+    assert (
+        f"differentiates the defence leaves {100 * row['accuracy']:.1f} % [{low}, {high}] at 8/255" in spoken and row["n"] == 100
+    )
 
 
 def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> None:
