@@ -30,7 +30,9 @@ def test_the_peak_holds_what_was_taken(python: Callable) -> None:
         "len(torch.ones(2**27))  # half a GiB of floats, given back at once",
         "print(peak_memory(torch.device('cpu')) - before)",
     ]
+    of_the_parent = torch.ones(2**28)  # a GiB, which is not the started program's
     done = python("-c", "\n".join(lines))
+    assert of_the_parent.sum() > 0
     assert done.returncode == 0, done.stderr
     assert 0.7 * 2**29 < int(done.stdout) < 1.2 * 2**29, "starting Python took a little more than what is left of it"
 
