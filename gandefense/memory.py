@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,19 +17,18 @@ def ran_out(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "not enough memory" in text
 
 
-def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that were in use so far: by tensors on a GPU, by the whole process on a CPU; None where nobody counts."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux, where getrusage also counts what the process was before it became this program
-        kilobytes = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(encoding="utf-8"), re.MULTILINE)
-        return int(kilobytes[1]) * 1024 if kilobytes else None
+def status_bytes(field: str) -> int | None:
+    """What Linux counts for this process, in bytes: its memory now ("VmRSS") or at its peak ("VmHWM"); elsewhere None."""
     try:
-        import resource  # not on Windows
-    except ImportError:
+        found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(found[1]) * 1024 if found else None
+
+
+def peak_so_far(device: torch.device) -> int | None:
+    """The most bytes that were in use so far: by tensors on a GPU, by the whole process on Linux; else None."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else status_bytes("VmHWM")
 
 
 def in_halves(work: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -25,10 +25,10 @@ def limited(most: int, seen: list[int], message: str = OUT):
 
 def test_the_peak_holds_what_was_taken(python: Callable) -> None:
     lines = [
-        "import torch; from gandefense.memory import peak_memory",
-        "before = peak_memory(torch.device('cpu'))",
+        "import torch; from gandefense.memory import peak_so_far",
+        "before = peak_so_far(torch.device('cpu'))",
         "len(torch.ones(2**27))  # half a GiB of floats, given back at once",
-        "print(peak_memory(torch.device('cpu')) - before)",
+        "print(peak_so_far(torch.device('cpu')) - before)",
     ]
     of_the_parent = torch.ones(2**28)  # a GiB, which is not the started program's
     done = python("-c", "\n".join(lines))

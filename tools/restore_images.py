@@ -23,7 +23,7 @@ from gandefense import restoring
 from gandefense.command_line import run_tool
 from gandefense.data.batches import at_once
 from gandefense.errors import UserError
-from gandefense.memory import peak_memory
+from gandefense.memory import peak_so_far
 from gandefense.training.state import choose_device
 
 LISTED = 20  # unreadable files named on the terminal; scores.csv names all
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
     if others:
         print(f"{len(others)} file(s) of other kinds left alone, such as {restoring.shown(others[0])}")
     print(f"{summary.restored} of {len(jobs)} image(s) restored, {summary.flagged} flagged as attacked: {asked.output}")
-    seconds, most = time.perf_counter() - begun, peak_memory(device)
+    seconds, most = time.perf_counter() - begun, peak_so_far(device)
     memory = "" if most is None else f"; at most {most / 2**30:.1f} GiB of memory"
     print(f"{summary.restored / seconds:.3g} images/s, reading and writing included{memory}")
     for path, reason in summary.unreadable[:LISTED]:

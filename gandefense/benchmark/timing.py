@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from gandefense.memory import status_bytes
 
 Work = Callable[[], object]
 
@@ -101,14 +102,6 @@ def flops(work: Work) -> int:
     return operations.total
 
 
-def _status_bytes(field: str) -> int | None:
-    try:
-        found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
-
-
 def peak_memory(work: Work, device: torch.device) -> int | None:
     """Bytes by which `work` raises the memory in use at its peak: of the GPU, or of this process on Linux; else None.
 
@@ -127,7 +120,7 @@ def peak_memory(work: Work, device: torch.device) -> int | None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew (Linux, proc(5))
     except (OSError, AttributeError, TypeError):
         return None
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     work()
-    peak = _status_bytes("VmHWM")
+    peak = status_bytes("VmHWM")
     return None if before is None or peak is None else max(0, peak - before)
