@@ -1,4 +1,4 @@
-"""What every training loop shares: run folder, seeds, precision, checkpoints, TensorBoard, progress."""
+"""What every training loop shares: run folder, checkpoints, resuming, and what run_log.py writes on the way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import json
 import platform
 import re
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,19 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
-from tqdm import tqdm
 
 from gandefense import distributed
 from gandefense.attacks.cache import fingerprint
 from gandefense.config import RunConfig, check_file
 from gandefense.errors import Interrupted, StorageError, UserError
 from gandefense.files import (
-    append_text,
     locked,
     numbered_folder,
-    print_interval,
     remove_leftovers,
-    storing,
     write_text,
 )
 from gandefense.training import checkpoint
+from gandefense.training.run_log import RunLog
 from gandefense.training.state import Means, random_states, require, restore_random_states
 from gandefense.training.stopping import StopRequest
 from gandefense.weights_io import save_weights
@@ -55,7 +51,7 @@ MADE_FROM = "made_from"  # in config.yaml
 
 
 @dataclass
-class Run:
+class Run(RunLog):
     """A run folder and everything that is written into it.
 
     `parts` are the modules, averages and optimisers whose states make up a checkpoint; a loop registers them with
@@ -67,19 +63,9 @@ class Run:
     Under torchrun only the first process writes; the others call the same methods, and read the same checkpoint.
     """
 
-    folder: Path
-    kind: str
-    config: dict[str, Any]
-    settings: RunConfig
-    resumed: bool = False
-    step: int = 0
     parts: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
-    _writer: Any = None
-    _bar: Any = None
     _lock: Any = None
-    _times: list[float] = field(default_factory=list)
-    _steps: int | None = None  # of the whole run
     _saved: int | None = None  # step of the checkpoint on disk
     _stop_now: bool = False
     _stop: StopRequest = field(init=False)
@@ -200,97 +186,6 @@ class Run:
                     continue
             write_text(path, "".join(f"{line}\n" for line in kept))
 
-    @property
-    def writer(self) -> Any:
-        """The run's TensorBoard writer."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if self.resumed else None)
-        return self._writer
-
-    def progress(self, total: int, unit: str, description: str) -> tqdm:
-        """A progress bar that starts at the resumed step, with throughput and time left."""
-        self._steps = total
-        self._bar = tqdm(
-            total=total,
-            initial=self.step,
-            desc=description,
-            unit=unit,
-            dynamic_ncols=True,
-            mininterval=print_interval(),
-            disable=not distributed.is_first(),
-        )
-        return self._bar
-
-    def log(self, scalars: dict[str, float], *, images: int = 0) -> None:
-        """Write scalars of the current step to stats.jsonl and TensorBoard and the progress bar.
-
-        Args:
-            scalars: name → value.
-            images: images processed since the last call, by all processes; gives `speed/images_per_second`.
-        """
-        if not distributed.is_first():
-            return
-        now = time.perf_counter()
-        if images and self._times:
-            scalars = {**scalars, "speed/images_per_second": images / (now - self._times[-1])}
-        if images:
-            self._times = [now]
-        values = {name: float(value) for name, value in scalars.items()}
-        line = json.dumps({"step": self.step, "time": round(time.time(), 1), **values})
-        with storing(self.folder):
-            append_text(self.folder / "stats.jsonl", f"{line}\n")
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, self.step)
-        if self._bar is not None:
-            shown = [(name.rsplit("/", 1)[-1], value) for name, value in values.items() if not name.startswith("speed")]
-            self._bar.set_postfix_str(" ".join(f"{name}={value:.3g}" for name, value in shown[:5]), refresh=False)
-
-    def grid(self, tag: str, rows: list[Tensor]) -> None:
-        """Write one picture to TensorBoard: each row a batch (N, C, H, W) in [0, 1], images of a column belong together."""
-        from torchvision.utils import make_grid
-
-        columns = min(len(row) for row in rows)
-        shaped = [row[:columns].detach().float().cpu().clamp(0, 1) for row in rows]
-        shaped = [row.expand(-1, 3, -1, -1) if row.shape[1] == 1 else row for row in shaped]
-        with storing(self.folder):
-            self.writer.add_image(tag, make_grid(torch.cat(shaped), nrow=columns, padding=1, pad_value=1.0), self.step)
-
-    def picture(self, tag: str, image: Tensor) -> None:
-        """Write one image (3, H, W) in [0, 1] to TensorBoard as it is."""
-        with storing(self.folder):
-            self.writer.add_image(tag, image, self.step)
-
-    def text(self, tag: str, markdown: str) -> None:
-        """Write a text in Markdown to TensorBoard."""
-        with storing(self.folder):
-            self.writer.add_text(tag, markdown, self.step)
-
-    def compare(self, scalars: dict[str, float]) -> None:
-        """Name the run's settings and final figures for TensorBoard's page of hyperparameters, where runs are compared.
-
-        Args:
-            scalars: names that `log` has been given, and their last values.
-        """
-        from torch.utils.tensorboard.summary import hparams
-
-        def plain(value: Any) -> Any:
-            return value if isinstance(value, bool | int | float | str) else str(value)
-
-        def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-            found: dict[str, Any] = {}
-            for name, value in values.items():
-                inner = isinstance(value, dict)
-                found |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": plain(value)}
-            return found
-
-        left_out = ("resume", "run.folder", "run.device", "data.root", "data.download")  # of the machine, not of the recipe
-        settings = {name: value for name, value in flat(self.config).items() if name not in left_out}
-        with storing(self.folder):
-            for summary in hparams(settings, scalars):
-                self.writer.file_writer.add_summary(summary)
-
     def save(self) -> None:
         """Write checkpoint.pt atomically: all parts, step and random states, as tensors and plain containers.
 
@@ -352,15 +247,9 @@ class Run:
     def close(self) -> None:
         """Flush TensorBoard and the progress bar, and let signals and folder go; raises StorageError on a full disk."""
         self._stop.release()
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
         try:
-            if self._writer is not None:
-                with storing(self.folder):
-                    self._writer.close()
+            self.close_log()
         finally:
-            self._writer = None
             if self._lock is not None:
                 self._lock.__exit__(None, None, None)
                 self._lock = None

@@ -17,7 +17,6 @@ from torch import nn
 
 from gandefense.config import RunConfig, build
 from gandefense.errors import UserError
-from gandefense.training import run as training_run
 from gandefense.training import state as training_state
 from gandefense.training.run import Run, check_finite, open_run
 from gandefense.training.state import Means, choose_device, exponential_average, seed_everything
@@ -232,32 +231,6 @@ def test_without_a_checkpoint_a_resumed_run_starts_its_log_again(run: Run, confi
     resumed.restore(**_parts())
     assert resumed.step == 0
     assert (run.folder / "stats.jsonl").read_text(encoding="utf-8") == ""
-
-
-def test_throughput_counts_images_between_two_calls(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 10.0
-    monkeypatch.setattr(training_run.time, "perf_counter", lambda: now)
-    run.log({"loss": 1.0}, images=100)
-    now = 11.0
-    run.log({"validation/accuracy": 0.5})  # in between; says nothing about training's speed
-    now = 12.0
-    run.log({"loss": 1.0}, images=100)
-    lines = [json.loads(line) for line in (run.folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line.get("speed/images_per_second") for line in lines] == [None, None, 50.0]
-
-
-def test_tensorboard_gets_scalars_and_grids(run: Run) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    for step in (1, 2):
-        run.step = step
-        run.log({"train/loss": step / 2})
-    run.grid("samples", [torch.rand(3, 3, 8, 8), torch.rand(4, 1, 8, 8) * 3 - 1])
-    run.close()
-    events = EventAccumulator(str(run.folder)).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 0.5), (2, 1.0)]
-    (image,) = events.Images("samples")
-    assert (image.step, image.width, image.height) == (2, 3 * 9 + 1, 2 * 9 + 1)
 
 
 def test_finish_writes_the_weights_with_their_recipe(run: Run, config: Example) -> None:
