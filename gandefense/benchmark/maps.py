@@ -10,7 +10,7 @@ from gandefense.benchmark.settings import Row
 from gandefense.benchmark.subjects import Subjects
 from gandefense.benchmark.timing import Effort, Work, flops, interleaved, peak_memory
 from gandefense.precision import autocast, resolve
-from gandefense.restorers.gradient_maps import loss_gradients, top_labels
+from gandefense.restorers.gradient_maps import loss_gradients
 
 PART = "maps"
 NAIVE_TARGET, FLOOR_TARGET, AGREEMENT = 0.60, 1.30, 1e-5
@@ -42,7 +42,7 @@ def works(classifier: nn.Module, images: Tensor, classes: int, precision: str) -
         return classifier(images.detach().requires_grad_(True))
 
     def top() -> Tensor:
-        return loss_gradients(classifier, images, labels=top_labels(classifier, images, min(3, classes)))
+        return loss_gradients(classifier, images, top_k=min(3, classes))
 
     return {
         "naive": within(lambda: naive(classifier, images, classes)),

@@ -118,7 +118,9 @@ def worst_cases(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
 
 
 def standing(outcomes: Outcomes) -> dict[str, Tensor]:
-    """Which images stand in each of `worst_cases`, (N,) bool by "restorer/threat"; the order is that of the test images.
+    """Which images stand in each of `worst_cases`, (N,) bool by "restorer/threat", and which are right clean ("restorer/clean").
+
+    The order is that of the test images.
 
     With it, two evaluations of the same images can be compared image by image.
     """
@@ -128,7 +130,9 @@ def standing(outcomes: Outcomes) -> dict[str, Tensor]:
             bare = restorer == NO_RESTORER
             holder = next(cell.restorer for cell in outcomes if (bare or cell.restorer == restorer) and cell.threat == threat)
             mine = {cell: outcome for cell, outcome in outcomes.items() if cell.restorer == holder}
-            found[f"{restorer}/{threat}"] = _flags(mine, _chosen(mine, threat), "undefended_stands" if bare else "stands")
+            kind = "undefended_stands" if bare else "stands"
+            found[f"{restorer}/{threat}"] = _flags(mine, _chosen(mine, threat), kind)
+            found[f"{restorer}/clean"] = _flags(mine, {}, kind)
     return found
 
 

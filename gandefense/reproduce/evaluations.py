@@ -77,7 +77,10 @@ def measured(settings: dict[str, Any], parent: Path) -> dict[str, Any]:
 
 
 def standing(results: dict[str, Any], restorer: str, threat: str) -> tuple[Tensor, str]:
-    """Which images (N,) stand in the worst case of an evaluation that `measured` gave, and the hash of the test images."""
+    """Which images (N,) stand in the worst case of an evaluation that `measured` gave, and the hash of the test images.
+
+    With the threat "clean", those that are right clean.
+    """
     tensors, about = load_weights(Path(results["made"]["output"]) / STANDING)
     return tensors[f"{restorer}/{threat}"], about["images"]
 

@@ -26,7 +26,7 @@ class GradientMaps(NamedTuple):
     log_norms: Tensor
 
 
-def loss_gradients(classifier: nn.Module, images: Tensor, *, labels: Tensor | None = None, create_graph: bool = False) -> Tensor:
+def loss_gradients(classifier: nn.Module, images: Tensor, *, top_k: int | None = None, create_graph: bool = False) -> Tensor:
     """∂ CE(f(x), k)/∂x for every label k, by one forward pass and one backward pass a label.
 
     With logits z, softmax p and Jacobian J, the gradient for label k is Jᵀ(p − e_k); each label's backward pass is
@@ -37,7 +37,7 @@ def loss_gradients(classifier: nn.Module, images: Tensor, *, labels: Tensor | No
     Args:
         classifier: images (B, C, H, W) in [0, 1] → logits (B, K).
         images: (B, C, H, W).
-        labels: (B, k) the labels to take, image by image; None takes all K in order.
+        top_k: take only the most probable labels, image by image, most probable first; None takes all K in order.
         create_graph: keep the graph, for a second derivative.
 
     Returns:
@@ -51,8 +51,10 @@ def loss_gradients(classifier: nn.Module, images: Tensor, *, labels: Tensor | No
         if not create_graph:
             probabilities = probabilities.detach()
         count, classes = logits.shape
-        if labels is None:
+        if top_k is None:
             labels = torch.arange(classes, device=images.device).expand(count, classes)
+        else:
+            labels = wide.detach().topk(top_k, dim=1).indices
         gradients = []
         for k in range(labels.shape[1]):
             chosen = F.one_hot(labels[:, k], classes).to(wide.dtype)
@@ -64,12 +66,6 @@ def loss_gradients(classifier: nn.Module, images: Tensor, *, labels: Tensor | No
             )
             gradients.append(gradient)
     return torch.stack(gradients, dim=1)
-
-
-def top_labels(classifier: nn.Module, images: Tensor, top_k: int) -> Tensor:
-    """The `top_k` most probable labels (B, top_k) of each image, most probable first."""
-    with torch.no_grad():
-        return classifier(images).topk(top_k, dim=1).indices
 
 
 def normalise(gradients: Tensor) -> GradientMaps:
@@ -91,11 +87,10 @@ def gradient_maps(classifier: nn.Module, images: Tensor, *, top_k: int | None = 
     Args:
         classifier: images → logits (B, K).
         images: the batch.
-        top_k: take only the most probable labels, most probable first; None takes all labels in order.
+        top_k: see `loss_gradients`.
         create_graph: keep the graph, for the `exact` and `smooth` views.
     """
-    labels = None if top_k is None else top_labels(classifier, images, top_k)
-    return normalise(loss_gradients(classifier, images, labels=labels, create_graph=create_graph))
+    return normalise(loss_gradients(classifier, images, top_k=top_k, create_graph=create_graph))
 
 
 class _Softplus(TorchFunctionMode):

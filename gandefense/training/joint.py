@@ -45,7 +45,8 @@ def validate(
 ) -> dict[str, float]:
     """Accuracy on validation images of the real pipeline and of its classifier alone: clean, and under PGD-10.
 
-    The pipeline is attacked through its exact view. In float32, hard decisions and all.
+    The pipeline is attacked through its exact view, and once more through the detached one, so that neither hides what the other
+    finds. In float32, hard decisions and all.
     """
     found = {}
     for name, subject, attacked in (
@@ -54,6 +55,7 @@ def validate(
     ):
         found[f"clean{name}"] = accuracy(subject, few, device, BATCH)
         found[f"robust{name}"] = adversarial.robust_accuracy(attacked, few, attacks, device, BATCH)
+    found["robust_detached"] = adversarial.robust_accuracy(defended.view("detached"), few, attacks, device, BATCH)
     if isinstance(defended.restorer, GANRestorer):
         flags = [defended.restore(to_float(part.to(device))).flagged for part in few.images.split(BATCH)]
         found["flagged_clean"] = torch.cat(flags).float().mean().item()

@@ -72,6 +72,9 @@ class JointConfig:
     restorer: str | None = None  # where the restorer starts, likewise; None: a fresh one, which begins as the identity
     trn: TRNNetworkConfig = field(default_factory=TRNNetworkConfig)  # of a fresh TRN; a started one keeps its own
     gan: GANNetworkConfig = field(default_factory=GANNetworkConfig)  # of a fresh GAN (it has no discriminator here)
+    # Of a fresh GAN's loop, in units of the attack logit; it stays what it is. -100, below every logit: each image is restored,
+    # and no attacker gains by slipping under it
+    threshold: float = 0.0
     passing: PassConfig = field(default_factory=PassConfig)
     restoring: RestoringConfig = field(default_factory=RestoringConfig)
     train: JointTrainConfig = field(default_factory=JointTrainConfig)
@@ -103,6 +106,8 @@ def check(config: JointConfig) -> None:
     for name, value in {**weights, **shares, "train.alignment": options.alignment}.items():
         if not value >= 0:
             raise UserError(f"{name} must not be negative, got {value}")
+    if not abs(config.threshold) < float("inf"):
+        raise UserError(f"threshold must be a finite number, got {config.threshold}")
     if not sum(shares.values()) > 0:
         raise UserError("train.views: at least one view needs a share above 0")
 
@@ -142,7 +147,7 @@ def begun(config: JointConfig, data: datasets.Dataset) -> tuple[DefendedClassifi
             restorer = TRNRestorer(TwoStreamRestorationNetwork(**shape), classifier, top_k=top_k)
             return DefendedClassifier(restorer, classifier), {"network": shape, "top_k": top_k}, architecture
         shape |= {"size": data.size, "ismn": config.gan.ismn, "width": config.gan.width, "norm": config.gan.norm}
-        restorer = GANRestorer(GANNetworks(**shape), rounds=config.passing.rounds)
+        restorer = GANRestorer(GANNetworks(**shape), threshold=config.threshold, rounds=config.passing.rounds)
         return DefendedClassifier(restorer, classifier), {"network": shape}, architecture
     found = zoo.describe(config.restorer)
     if (found.get("kind"), found.get("data")) != (config.family, data.name):

@@ -114,16 +114,27 @@ def test_the_tool_measures_compares_and_quotes(
     assert defended["its_classifier"]["clean"] == {key: alone["clean"][key] for key in ("accuracy", "ci95")}
     assert defended["its_classifier"]["white_box"] == alone["white_box"]
     gain = defended["white_box"]["accuracy"] - alone["white_box"]["accuracy"]
-    assert defended["paired"]["gain"] == pytest.approx(gain)
-    assert defended["paired"]["mcnemar"] == defended["its_classifier"]["mcnemar"]
+    (against,) = defended["paired"].values()
+    assert alone["paired"] == {} and list(defended["paired"]) == [networks.classifier]
+    assert against["white_box"]["gain"] == pytest.approx(gain)
+    assert against["white_box"]["mcnemar"] == defended["its_classifier"]["mcnemar"]
+    assert against["clean"]["gain"] == pytest.approx(defended["clean"]["accuracy"] - alone["clean"]["accuracy"])
     assert set(defended["views"]["pgd-1"]) == {"detached", "exact"}
     assert [point["eps"] for point in defended["curves"][networks.trn]["points"]] == pytest.approx([0, 64 / 255])
     stands = [load_weights(path)[0] for path in (tmp_path / "runs").rglob("standing.safetensors")]
     accuracies = {name: flags.float().mean().item() for each in stands for name, flags in each.items()}
     assert accuracies[f"{networks.trn}/white_box"] == pytest.approx(defended["white_box"]["accuracy"])
+    assert accuracies[f"{networks.trn}/clean"] == pytest.approx(defended["clean"]["accuracy"])
     assert accuracies["none/gray_box"] == pytest.approx(alone["gray_box"]["accuracy"])
     page = (tmp_path / "results" / "adaptive.md").read_text(encoding="utf-8")
-    for heading in ("Held against", "View by view", "Accuracy against the budget", "Checks that fired", "as published"):
+    for heading in (
+        "Held against",
+        "Gained over",
+        "View by view",
+        "Accuracy against the budget",
+        "Checks that fired",
+        "as published",
+    ):
         assert heading in page, heading
     assert "| DiffPure, WRN-28-10 | 89.0 % | 70.6 % | 46.9 % | DiffAttack |" in page
     assert f"| {networks.classifier} alone | pgd-1 | oblivious |" in page

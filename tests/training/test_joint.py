@@ -289,7 +289,9 @@ def test_the_run_folder_holds_both_and_loads_as_one_defence(finished: Path) -> N
     about = load_weights(finished / "model.safetensors")[1]
     assert (about["kind"], about["data"], about["classifier"], about["top_k"]) == ("trn", "cifar10", "classifier.safetensors", 2)
     assert about["kept_step"] in (2, 4)
-    assert set(about["measured"]) == {f"validation/{name}" for name in ("clean", "robust", "clean_alone", "robust_alone")}
+    assert set(about["measured"]) == {
+        f"validation/{name}" for name in ("clean", "robust", "robust_detached", "clean_alone", "robust_alone")
+    }
     card = load_weights(finished / "classifier.safetensors")[1]
     assert (card["kind"], card["architecture"], card["adversarial"], card["trained_with"]) == (
         "classifier",
@@ -367,6 +369,18 @@ def test_a_gan_trains_from_a_run_with_single_steps_and_alignment(settings: Calla
     config = settings("gan again", family="gan", method="fgsm", steps=1, gamma=0.0)
     config.restorer, config.gan.width = str(folder), 16
     assert load_weights(train(config))[1]["network"]["width"] == 8, "a started restorer keeps its own shape"
+
+
+def test_with_a_low_threshold_a_fresh_gan_restores_every_image(settings: Callable[..., JointConfig]) -> None:
+    config = settings("always", family="gan", method="pgd", steps=1, gamma=0.0)
+    config.threshold, config.restoring.detection, config.passing.rounds = -100.0, 0.0, 1
+    path = train(config)
+    assert load_weights(path)[1]["loop"]["threshold"] == -100
+    assert gandefense.load(path.parent).restore(torch.rand(3, 3, 32, 32)).flagged.all()
+    assert [value for _, value in _log(path.parent, "validation/flagged_clean")] == [1.0]
+    config.threshold = float("-inf")
+    with pytest.raises(UserError, match="threshold must be a finite number"):
+        train(config)
 
 
 def test_the_best_validation_is_kept(settings: Callable[..., JointConfig], monkeypatch: pytest.MonkeyPatch) -> None:
