@@ -7,14 +7,14 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from gandefense.errors import StorageError, UserError
 
 LOCK = ".lock"  # only where folders themselves cannot be locked
-LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")  # how `tempfile` names what `write_atomically` asks for
+LEFTOVER = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # how `tempfile` names what `write_atomically` asks for
 
 # what a file system says when it is full, over quota, read-only, forbidden or broken
 REFUSALS = {
@@ -71,7 +71,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         StorageError: the disk is full, the folder read-only or forbidden; what was there before stays.
     """
     with storing(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")  # file systems end names at 255 bytes
         os.close(handle)
         temporary = Path(name)
         try:
@@ -95,10 +95,16 @@ def append_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed `write_atomically` calls left in a folder and its sub-folders; nobody else may be writing there."""
-    for path in folder.rglob(".*"):
-        if LEFTOVER.fullmatch(path.name) and path.is_file():
+def remove_leftovers(folder: Path, *, names: Sequence[str] | None = None) -> None:
+    """Remove what killed `write_atomically` calls left in a folder; nobody else may be writing there.
+
+    Args:
+        folder: one of ours, gone through with its sub-folders; with `names` anybody's, whose sub-folders stay alone.
+        names: only what was to become one of these files.
+    """
+    for path in folder.rglob(".*") if names is None else folder.glob(".*"):
+        found = LEFTOVER.fullmatch(path.name)
+        if found and (names is None or found[1] in names) and path.is_file():
             path.unlink(missing_ok=True)
 
 

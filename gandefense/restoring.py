@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from gandefense import own_parts, zoo
 from gandefense.data import datasets
-from gandefense.data.batches import to_float
+from gandefense.data.batches import at_once, to_float
 from gandefense.data.datasets import Dataset
 from gandefense.errors import UserError
 from gandefense.files import print_interval, write_text
@@ -25,6 +26,8 @@ from gandefense.memory import ran_out
 from gandefense.restorers.base import Restoration, Restorer
 
 SCORES = "scores.csv"
+BATCH = 100  # images of 32×32 pixels restored at a time
+SMALLEST = 8  # pixels a side that every filter takes
 COLUMNS = ("file", "score", "flagged", "level", "rounds", "note")
 
 
@@ -151,10 +154,10 @@ def rounds(restoration: Restoration) -> list[int | None]:
 
     In the GAN's loop a flagged image gets the first round, and a later round that it went through changed it.
     """
-    names = [name for name in restoration.maps if name.startswith("round_")]
-    if not names:
+    numbers = sorted(int(found[1]) for name in restoration.maps if (found := re.fullmatch(r"round_(\d{1,4})", name)))
+    if not numbers:
         return [None] * len(restoration.score)
-    versions = [restoration.maps[f"round_{number}"] for number in range(1, len(names) + 1)]
+    versions = [restoration.maps[f"round_{number}"] for number in numbers]
     counted = restoration.flagged.int()
     for before, after in pairwise(versions):
         counted = counted + (before != after).flatten(1).any(1)
@@ -171,7 +174,7 @@ def restore_folder(
     channels: int,
     size: int | None,
     crop: bool = False,
-    batch_size: int,
+    batch_size: int | None = None,
     device: torch.device,
 ) -> Summary:
     """Restore images and write them and, at the end, scores.csv; every file is written atomically.
@@ -185,7 +188,7 @@ def restore_folder(
         channels: see `read_image`.
         size: see `read_image`.
         crop: see `read_image`.
-        batch_size: images restored at a time.
+        batch_size: images restored at a time; None: as many as take the memory of a hundred of 32×32 pixels.
         device: to compute on.
 
     Raises:
@@ -197,8 +200,7 @@ def restore_folder(
     waiting: list[tuple[Job, Tensor, str]] = []  # read, all of one size, not restored yet
 
     def restore() -> None:
-        images = to_float(torch.stack([image for _, image, _ in waiting]).to(device))
-        restoration = _restored(name, restorer, images)
+        restoration = _restored(name, restorer, [image for _, image, _ in waiting], device)
         for i, number in enumerate(rounds(restoration)):
             job, _, note = waiting[i]
             write_image(target / job.target, restoration.images[i])
@@ -213,13 +215,17 @@ def restore_folder(
         for job in tqdm(jobs, desc="restore", unit="image", dynamic_ncols=True, mininterval=print_interval()):
             try:
                 image, changes = read_image(source / job.source, channels=channels, size=size, crop=crop)
+                if min(image.shape[-2:]) < SMALLEST:
+                    small = f"{image.shape[-1]}×{image.shape[-2]} pixels; filters need {SMALLEST} each way"
+                    raise UnreadableError(small)
             except UnreadableError as error:
                 summary.unreadable.append((job.source, str(error)))
                 rows.append([shown(job.source), "", "", "", "", f"skipped: {error}"])
                 (target / job.target).unlink(missing_ok=True)  # nor its earlier restoration
                 continue
             summary.changes.update(changes.keys())
-            if waiting and (len(waiting) == batch_size or waiting[0][1].shape != image.shape):
+            most = batch_size or at_once(max(image.shape[-2:]), BATCH)
+            if waiting and (len(waiting) >= most or waiting[0][1].shape != image.shape):
                 restore()
             waiting.append((job, image, _note(job, changes)))
         if waiting:
@@ -230,8 +236,9 @@ def restore_folder(
     return summary
 
 
-def _restored(name: str, restorer: Restorer, images: Tensor) -> Restoration:
+def _restored(name: str, restorer: Restorer, read: list[Tensor], device: torch.device) -> Restoration:
     try:
+        images = to_float(torch.stack(read).to(device))
         if zoo.is_own(name):
             with own_parts.blamed(name, "restoring images"), torch.no_grad():
                 restoration = restorer(images)
@@ -241,9 +248,7 @@ def _restored(name: str, restorer: Restorer, images: Tensor) -> Restoration:
     except RuntimeError as error:
         if not ran_out(error):
             raise
-        raise UserError(
-            f"{images.device} has too little memory for batches of {len(images)}; give a smaller --batch-size"
-        ) from None
+        raise UserError(f"{device} has too little memory for batches of {len(read)}; give a smaller --batch-size") from None
     own_parts.check_restoration(name, restoration, images)
     return restoration
 

@@ -50,7 +50,7 @@ def save(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def run(folder: Path, restorer: Restorer, *, size: int | None = 32, batch_size: int = 2) -> restoring.Summary:
+def run(folder: Path, restorer: Restorer, *, size: int | None = 32, batch_size: int | None = 2) -> restoring.Summary:
     jobs = restoring.plan(restoring.find_images(folder / "in")[0])
     options = {"channels": 3, "size": size, "batch_size": batch_size, "device": torch.device("cpu")}
     return restoring.restore_folder("own", restorer, folder / "in", folder / "out", jobs, **options)
@@ -326,3 +326,32 @@ def test_an_own_restorer_that_fails_on_the_way_is_one_line(save: Callable, tmp_p
     options = {"channels": 3, "size": None, "batch_size": 2, "device": torch.device("cpu")}
     with pytest.raises(UserError, match=rf"^{own}\.Wrong: a restorer must give a gandefense\.Restoration"):
         restoring.restore_folder(f"{own}.Wrong", restorer, tmp_path / "in", tmp_path / "out", jobs, **options)
+
+
+def test_images_too_small_for_filters_are_skipped(save: Callable, tmp_path: Path) -> None:
+    save("line.png", 9, (1, 40)), save("good.png", 9, (8, 40))
+    summary = run(tmp_path, Inverse(), size=None)
+    assert (summary.restored, [str(path) for path, _ in summary.unreadable]) == (1, ["line.png"])
+    assert summary.unreadable[0][1] == "40×1 pixels; filters need 8 each way"
+
+
+def test_large_images_come_in_smaller_batches(save: Callable, tmp_path: Path) -> None:
+    for i in range(5):
+        save(f"{i}.png", i, (160, 120))
+    restorer = Inverse()
+    run(tmp_path, restorer, size=None, batch_size=None)
+    assert [shape[0] for shape in restorer.met] == [4, 1], "4 · 160² pixels are as many as 100 · 32²"
+
+
+def test_a_long_name_can_be_written(save: Callable, tmp_path: Path) -> None:
+    name = f"{'漢' * 83}.png"  # 253 bytes
+    save(name, 3)
+    assert run(tmp_path, Inverse()).restored == 1
+    assert (tmp_path / "out" / name).is_file()
+
+
+def test_rounds_are_those_that_a_restorer_names_so() -> None:
+    images = torch.rand(2, 3, 8, 8)
+    maps = {"round_final": images, "round_1": images, "round_3": torch.stack([images[0], images[1] + 1])}
+    flagged = torch.tensor([True, True])
+    assert restoring.rounds(Restoration(images, torch.zeros(2), flagged, torch.zeros(2), maps)) == [1, 2]

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from gandefense import restoring
 from gandefense.command_line import run_tool
-from gandefense.data.batches import at_once
 from gandefense.errors import UserError
 from gandefense.memory import peak_so_far
 from gandefense.training.state import choose_device
@@ -79,14 +78,15 @@ def main(arguments: list[str]) -> None:
         channels=3 if data is None else data.channels,
         size=None if data is None else data.size,
         crop=data is not None and data.crop,
-        batch_size=asked.batch_size or at_once(32 if data is None else data.size, 100),
+        batch_size=asked.batch_size,
         device=device,
     )
     for what, count in summary.changes.items():
         print(f"{count} image(s) {what}; see the column note")
     if others:
         print(f"{len(others)} file(s) of other kinds left alone, such as {restoring.shown(others[0])}")
-    print(f"{summary.restored} of {len(jobs)} image(s) restored, {summary.flagged} flagged as attacked: {asked.output}")
+    there = restoring.shown(asked.output)
+    print(f"{summary.restored} of {len(jobs)} image(s) restored, {summary.flagged} flagged as attacked: {there}")
     seconds, most = time.perf_counter() - begun, peak_so_far(device)
     memory = "" if most is None else f"; at most {most / 2**30:.1f} GiB of memory"
     print(f"{summary.restored / seconds:.3g} images/s, reading and writing included{memory}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -124,6 +125,14 @@ def fingerprint(classifier: nn.Module, *parts: object) -> str:
     return digest.hexdigest()[:12]
 
 
+def own_sources(network: nn.Module) -> list[str]:
+    """SHA-256 of the source files of a network's modules that are neither ours nor of torch; weights alone do not tell them."""
+    modules = {type(part).__module__ for part in network.modules()}
+    modules = {module for module in modules if module.split(".")[0] not in ("gandefense", "torch")}
+    sources = (getattr(sys.modules.get(module), "__file__", None) for module in sorted(modules))
+    return [hashlib.sha256(Path(source).read_bytes()).hexdigest() for source in sources if source and Path(source).is_file()]
+
+
 def attacked_set(
     classifier: nn.Module,
     images: Images,
@@ -150,7 +159,7 @@ def attacked_set(
     """
     chunk_size, specs = plan(config, images.images.shape[-1])
     config = replace(config, precision=resolve(device, config.precision))
-    key = fingerprint(classifier, asdict(config), content_hash(images))
+    key = fingerprint(classifier, asdict(config), content_hash(images), *own_sources(classifier))
     folder = data_root(root) / "attacked" / f"{name}-{key}"
     generator = torch.Generator().manual_seed(config.seed)
     copies = -(-config.rows // len(images.labels))

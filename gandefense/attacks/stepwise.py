@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gandefense.attacks.losses import LOSSES
 from gandefense.attacks.spec import AttackSpec
 from gandefense.attacks.victim import away_from, broken, count_classes, is_broken
+from gandefense.errors import UserError
 
 
 class Steered:
@@ -65,6 +66,9 @@ class Steered:
         for _ in range(self.eot - 1):  # gradients are added up rather than losses, which would keep every pass in memory
             another, change = super().value_and_grad(loss_fn, x)
             value, gradient = value + another, gradient + change
+        bad = int((~gradient.raw.isfinite()).flatten(1).any(1).sum())
+        if bad:  # its sign would be 0, and the attack would quietly stand still where it is
+            raise UserError(f"the gradient that the attack follows has NaN or infinite entries, on {bad} of {len(x)} images")
         if self.loss == "joint":
             self.found |= self.held
             self.best = torch.where(self.held.view(-1, 1, 1, 1), x.raw, self.best)

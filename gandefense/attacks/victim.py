@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gandefense.attacks.spec import AttackSpec
+from gandefense.errors import UserError
 
 
 @contextmanager
@@ -28,9 +29,12 @@ def frozen(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:
-    """Predicted classes (B,) of images (B, C, H, W) in [0, 1], without gradients."""
+    """Predicted classes (B,) of images (B, C, H, W) in [0, 1], without gradients; raises UserError for logits that are NaN."""
     with torch.no_grad():
-        return network(images).argmax(1)
+        logits = network(images)
+    if logits.isnan().any():
+        raise UserError("a network's logits contain NaN, which says nothing of the class")
+    return logits.argmax(1)
 
 
 def split(outputs: Tensor, loss: str) -> tuple[Tensor, Tensor | None]:

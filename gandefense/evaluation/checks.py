@@ -41,7 +41,7 @@ def zero_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(loss, point, allow_unused=True)
     if gradient is None:
         return torch.ones(len(images), device=images.device)
-    return (gradient == 0).flatten(1).float().mean(1)
+    return ((gradient == 0) | ~gradient.isfinite()).flatten(1).float().mean(1)
 
 
 def static_rule(restorer: str, defended: Figure | None, bare: Figure | None) -> Finding:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from gandefense.evaluation.measurement import Measurement, all_versions
 from gandefense.evaluation.records import STANDING
 from gandefense.evaluation.settings import AttackEntry, BlackBoxConfig, CurvesConfig, EvaluateConfig, WhiteBoxConfig, resolve
 from gandefense.evaluation.tables import Outcome
+from gandefense.evaluation.wording import typed
 from gandefense.evaluation.work import Work
 from gandefense.files import write_text
 from gandefense.training.state import choose_device
@@ -77,7 +76,7 @@ def _write(measurement: Measurement, begun: float) -> None:
     outcomes = {cell: outcome(measurement, cell) for group in cells.values() for cell in group}
     results = tabulate(measurement, outcomes)
     results["made"] = {
-        "command": shlex.join(sys.argv),
+        "command": typed(),
         "output": str(measurement.folder),
         "versions": all_versions(),
         "weights": measurement.weights,

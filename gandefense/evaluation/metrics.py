@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gandefense.errors import UserError
+from gandefense.errors import UserError, reason
 
 Z95 = 1.959964  # of a two-sided 95 % interval
 LPIPS_BACKBONE_VARIABLE = "GANDEFENSE_LPIPS_BACKBONE"
@@ -175,7 +175,10 @@ def _lpips_backbone() -> dict[str, Tensor] | None:
     from torchvision.models import AlexNet_Weights
 
     cached = Path(torch.hub.get_dir()) / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
-    return torch.load(cached, map_location="cpu", weights_only=True) if cached.is_file() else None
+    try:
+        return torch.load(cached, map_location="cpu", weights_only=True) if cached.is_file() else None
+    except Exception as error:  # a file cut short may be refused by the zip reader, the unpickler, or the disk
+        raise UserError(f"{cached} is not a whole file of AlexNet's weights ({reason(error)}); remove it") from None
 
 
 def lpips_network(device: torch.device | str = "cpu") -> nn.Module | None:

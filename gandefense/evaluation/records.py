@@ -21,7 +21,8 @@ PACKAGE = Path(__file__).parent.parent
 PANEL = "panel/"  # begins the names of what only the report's pictures need
 STANDING = "standing.safetensors"  # which images stand in each worst case, see `tables.standing`
 # what an evaluation leaves in its folder
-OURS = ("results.json", STANDING, "report.md", "report.html", "records", "pictures", "tensorboard")
+FOLDERS = ("records", "pictures")
+OURS = ("results.json", STANDING, "report.md", "report.html", *FOLDERS, "tensorboard")
 
 
 def file_hash(path: Path) -> str:
@@ -42,23 +43,26 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> None:
     """Make an output folder that this process holds; a finished one is refused, or with `overwrite` emptied of an evaluation.
 
     Raises:
-        UserError: a finished evaluation is in it, or it cannot be written.
+        UserError: a finished evaluation is in it, or files of the same names that no evaluation made, or it cannot be written.
     """
     if (folder / "results.json").exists() and not overwrite:
         raise UserError(f"{folder} holds a finished evaluation; give another output folder, or overwrite=true")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if overwrite and any((folder / name).exists() for name in OURS):
-            if not (folder / "records" / "origin.json").is_file():
-                raise UserError(f"{folder} was not made by an evaluation, so overwrite=true leaves it alone; give another folder")
+        # One that was killed before its first record has the two empty folders, and nothing that could be lost.
+        foreign = not (folder / "records" / "origin.json").is_file()
+        if foreign and any((folder / name).exists() for name in OURS if name not in FOLDERS):
+            raise UserError(f"{folder} was not made by an evaluation, and its files would be overwritten; give another folder")
+        if overwrite and not foreign:
             for name in OURS:
                 if (folder / name).is_dir():
                     shutil.rmtree(folder / name)
                 else:
                     (folder / name).unlink(missing_ok=True)
-        for name in ("records", "pictures"):
+        for name in FOLDERS:
             (folder / name).mkdir(exist_ok=True)
-        remove_leftovers(folder)
+            remove_leftovers(folder / name)
+        remove_leftovers(folder, names=OURS)
     except OSError as error:
         raise UserError(f"cannot write to the output folder {folder}: {error.strerror}") from None
 

@@ -125,9 +125,13 @@ def resolve(config: EvaluateConfig | str | Path | None, settings: dict[str, Any]
     if config is None:
         config = EvaluateConfig()
     elif not isinstance(config, EvaluateConfig):
+        if not isinstance(config, str | Path):
+            raise UserError(f"config must be a path or an EvaluateConfig, got {type(config).__name__}; give fields as keywords")
         config = configuration.load(EvaluateConfig, config)
     values = configuration.to_dict(config)
     changes = {key: _plain(value) for key, value in settings.items()}
+    if isinstance(changes.get("data"), str):
+        changes["data"] = {"name": changes["data"]}
     if "limit" in changes:
         changes["data"] = {**changes.get("data", {}), "limit": changes.pop("limit")}
     if isinstance(changes.get("restorers"), str):

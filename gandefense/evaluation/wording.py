@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,3 +106,8 @@ def aligned_right(header: list[str], rows: list[list[str]]) -> list[bool]:
     columns = zip(header, *rows, strict=True)
     known = ([cell for cell in cells if cell not in (UNKNOWN, "missing")] for _, *cells in columns)
     return [bool(cells) and all(cell[:1] in set("0123456789+−") for cell in cells) for cells in known]
+
+
+def typed() -> str:
+    """The program's command line, for a results file; bytes that are no text become question marks."""
+    return os.fsencode(shlex.join(sys.argv)).decode("utf-8", errors="replace")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gandefense import distributed
+from gandefense import distributed, own_parts, zoo
 from gandefense.attacks.suite import UNIVERSAL, AttackSpec, attack, predict, universal_perturbation
 from gandefense.attacks.threats import target
 from gandefense.evaluation import checks, metrics
@@ -28,6 +29,7 @@ class Work:
 
     def __init__(self, measurement: Measurement) -> None:
         self.measurement = measurement
+        self.own = [name for name in measurement.weights if zoo.is_own(name)]
 
     def run(self) -> None:
         """Do what is not on record yet, batch by batch: thresholds, then the table's cells, then the curves' points."""
@@ -89,8 +91,11 @@ class Work:
                 self.measurement.records.write(key, 0, {"perturbation": delta})
 
     def _once(self, key: str, batch: Batch, make: Callable[[], dict[str, Tensor]]) -> None:
-        if not self.measurement.records.has(key, batch.number):
-            self.measurement.records.write(key, batch.number, make())
+        if self.measurement.records.has(key, batch.number):
+            return
+        with own_parts.blamed(" and ".join(self.own), "evaluating") if self.own else nullcontext():
+            found = make()
+        self.measurement.records.write(key, batch.number, found)
 
     def _seed(self, key: str, batch: Batch) -> int:
         """A seed of its own for every key and batch, so that a resumed evaluation draws what the killed one would have."""
@@ -123,7 +128,7 @@ class Work:
         elif self.measurement.randomised[NO_RESTORER]:
             record |= self._resubmitted(self.measurement.defences[NO_RESTORER], batch, attacked, cell)
         if cell.threat == "white_box" and cell.own:
-            record["zero_gradient"] = self._zero_gradient(cell, attacked, batch.labels)
+            record["zero_gradient"] = self._zero_gradient(cell, attacked, batch)
         return record
 
     def _survivors(self, cell: Cell, batch: Batch) -> dict[str, Tensor]:
@@ -165,10 +170,12 @@ class Work:
         joint = cell.spec.loss == "joint"
         return target(defended, threat, cell.view, detector=self.measurement.detectors[cell.restorer] if joint else None)
 
-    def _zero_gradient(self, cell: Cell, images: Tensor, labels: Tensor) -> Tensor:
+    def _zero_gradient(self, cell: Cell, images: Tensor, batch: Batch) -> Tensor:
         """Share (B,) of exact zeros in the gradient of a cell's view, without a detector's column."""
         view = self.measurement.defences[cell.restorer].view(cell.view)
-        return in_halves(lambda *part: (checks.zero_gradient(view, *part),), images, labels)[0]
+        with torch.random.fork_rng(devices=self.measurement.devices()):
+            torch.manual_seed(self._seed(f"gradient {cell.key}", batch))
+            return in_halves(lambda *part: (checks.zero_gradient(view, *part),), images, batch.labels)[0]
 
     def _attacked(self, cell: Cell, batch: Batch) -> Tensor:
         """The images a cell is about; those made against a classifier are shared between restorers."""
@@ -197,7 +204,7 @@ class Work:
         """On the first batch, how much of a white_box view's gradient at clean images is exactly zero."""
         if batch.number == 0 and cell.threat == "white_box" and cell.own:
             key = zero_key(cell.restorer, cell.view)
-            self._once(key, batch, lambda: {"share": self._zero_gradient(cell, batch.images, batch.labels)})
+            self._once(key, batch, lambda: {"share": self._zero_gradient(cell, batch.images, batch)})
 
     # What is read off attacked images.
 
@@ -220,6 +227,8 @@ class Work:
         with torch.random.fork_rng(devices=self.measurement.devices()):
             torch.manual_seed(self._seed(f"restore {key}", batch))
             restoration = defended.restore(images)
+        if zoo.is_own(defended.name):
+            own_parts.check_restoration(defended.name, restoration, images)
         return restoration._replace(images=restoration.images.clamp(0, 1))  # a filter's rounding may leave the range a little
 
     def _predictions(self, defended: DefendedClassifier, batch: Batch, attacked: Tensor, cell: Cell) -> Tensor:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from gandefense.errors import UserError
 from gandefense.evaluation.measurement import all_versions
 from gandefense.evaluation.report_tables import markdown_table
 from gandefense.evaluation.tables import json_ready
-from gandefense.evaluation.wording import Table
+from gandefense.evaluation.wording import Table, typed
 from gandefense.files import write_text
 
 
@@ -50,7 +48,7 @@ def commit() -> str | None:
 def made_by(config: Any, seconds: float) -> dict[str, Any]:
     """How a table was made: command, date, versions, commit, the whole config."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": f"python {typed()}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "versions": all_versions(),

@@ -27,6 +27,8 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"device {name!r} cannot train; known: auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use device=cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {name!r} asked for, but this torch has no Metal device; use device=cpu")
     return device
 
 

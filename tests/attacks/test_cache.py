@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gandefense.attacks import cache
-from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint
+from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint, own_sources
 from gandefense.attacks.suite import AttackSpec
 from gandefense.data.batches import Images
 from gandefense.errors import UserError
@@ -268,3 +268,14 @@ def test_making_a_set_draws_nothing_from_the_global_random_state(make: Callable)
 def test_float_images_are_taken_as_they_are(make: Callable, images: Images, tmp_path: Path) -> None:
     floats = make(data=images._replace(images=images.images.float() / 255), root=tmp_path / "floats")
     assert torch.equal(_all(floats), _all(make()))
+
+
+def test_the_code_of_an_own_network_is_part_of_what_a_set_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_network.py").write_text("from torch import nn\n\n\nclass Net(nn.Identity):\n    pass\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    import their_network
+
+    first = own_sources(their_network.Net())
+    assert len(first) == 1 and own_sources(nn.Sequential(nn.Linear(1, 1))) == []
+    (tmp_path / "their_network.py").write_text("# changed", encoding="utf-8")
+    assert own_sources(their_network.Net()) != first

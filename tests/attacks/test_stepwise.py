@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gandefense.attacks.spec import STEPWISE, AttackSpec
 from gandefense.attacks.stepwise import BasicIterative
 from gandefense.attacks.suite import attack, predict
+from gandefense.errors import UserError
 from tests.helpers.networks import Linear, small_cnn
 
 EPS = 8 / 255
@@ -275,3 +276,23 @@ def test_pgd_within_a_ball_goes_as_far_where_confidence_leaves_a_tiny_gradient()
     attacked = attack(linear, images, predict(linear, images), AttackSpec("pgd-l2", eps=0.2, steps=10)).images
     assert len(images) > 10
     assert ((attacked - images) * linear.weight.detach() / linear.weight.detach().norm()).sum((1, 2, 3)).min() > 0.18
+
+
+class _Root(nn.Module):
+    """Its gradient is 0 · inf where a channel is all black."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.square().sum((2, 3)).sqrt()
+
+
+@pytest.mark.parametrize("name", ["fgsm", "bim", "mim"])
+def test_a_gradient_that_is_no_number_ends_the_attack(name: str) -> None:
+    images = torch.rand(3, 3, 4, 4)
+    images[1] = 0
+    with pytest.raises(UserError, match="NaN or infinite entries, on 1 of"):
+        attack(_Root(), images, torch.tensor([0, 0, 0]), AttackSpec(name, steps=1, labels="random_target"))
+
+
+def test_logits_that_are_no_numbers_have_no_class() -> None:
+    with pytest.raises(UserError, match="logits contain NaN"):
+        predict(lambda images: images.mean((2, 3)) / 0 * 0, torch.rand(2, 3, 4, 4))

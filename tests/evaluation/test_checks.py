@@ -222,3 +222,11 @@ def test_a_control_on_survivors_is_compared_with_nothing() -> None:
     assert "label_leaking" in _names(checks.run({"rows": [*rows, control], "worst_case": worst}))
     for change in ({"survivors": True}, {"loss": "margin"}, {"eot_samples": 5}):
         assert "label_leaking" not in _names(checks.run({"rows": [*rows, {**control, **change}], "worst_case": worst}))
+
+
+def test_a_gradient_that_is_no_number_counts_as_none() -> None:
+    class Root(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.square().sum((2, 3)).sqrt()
+
+    assert checks.zero_gradient(Root(), torch.zeros(2, 2, 4, 4), torch.tensor([0, 1])).tolist() == [1, 1]

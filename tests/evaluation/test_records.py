@@ -60,3 +60,21 @@ def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write"):
         records.prepare_folder(tmp_path / "file", overwrite=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_somebody_elses_is_left_as_it_is(tmp_path: Path, overwrite: bool) -> None:
+    files = [".env.template", "sub/.env.defaults", "tensorboard/events", "report.md"]
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="was not made by an evaluation"):
+        records.prepare_folder(tmp_path, overwrite=overwrite)
+    (tmp_path / "report.md").unlink()
+    (tmp_path / "tensorboard/events").unlink()
+    (tmp_path / "tensorboard").rmdir()
+    (tmp_path / ".report.md.abcdefgh").write_text("half", encoding="utf-8")
+    records.prepare_folder(tmp_path, overwrite=overwrite)
+    assert all((tmp_path / name).is_file() for name in files[:2])
+    assert not (tmp_path / ".report.md.abcdefgh").exists()
+    records.prepare_folder(tmp_path, overwrite=overwrite)  # as after a kill before the first record

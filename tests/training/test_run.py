@@ -320,6 +320,9 @@ def test_devices() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="torch sees 0 CUDA device"):
             choose_device("cuda:1")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(UserError, match="no Metal device"):
+            choose_device("mps")
 
 
 def test_open_run_makes_or_opens(config: Example, capsys: pytest.CaptureFixture[str]) -> None:
