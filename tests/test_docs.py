@@ -160,7 +160,7 @@ def test_fields_of_the_results_are_explained() -> None:
 
 def test_tables_name_what_the_package_knows() -> None:
     assert words([row[0] for row in rows(THREATS_PAGE, "threat")]) == set(THREATS)
-    assert words([row[0] for row in rows(THREATS_PAGE, "view")]) == set(VIEWS) - {"oblivious"}
+    assert words([row[0] for row in rows(THREATS_PAGE, "view")]) == set(VIEWS)
     assert words([row[0] for row in rows(THREATS_PAGE, "name")]) == {*NAMES, *NOISES}
     assert words([row[0] for row in rows(OWN_PARTS, "field")]) == set(Restoration._fields)
     assert [row[0].strip("`") for row in rows(OWN_PARTS, "column")] == list(restoring.COLUMNS)
@@ -263,11 +263,11 @@ def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> 
     gain = made["feature_denoising"]["gains"]["apgd"]
     low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in gain["ci95"])
     assert f"keeps more than {spanned(worst)} in the white_box worst case" in readme
-    assert f"denoiser {percent(rows['cifar10/denoiser']['pgd'])} of PGD-20, JPEG {percent(rows['jpeg']['pgd'])})" in readme
+    assert f"denoiser {spanned(rows['cifar10/denoiser']['pgd'])} of PGD-20, JPEG {spanned(rows['jpeg']['pgd'])})" in readme
     distilled, robust = rows["cifar10/distilled-small"], rows["cifar10/pgd-small"]
-    assert f"keeps {percent(distilled['pgd'])} under PGD-20 and {spanned(distilled['autoattack'])} under AutoAttack" in readme
+    assert f"keeps {spanned(distilled['pgd'])} under PGD-20 and {spanned(distilled['autoattack'])} under AutoAttack" in readme
     assert f"keeps {spanned(robust['autoattack'])} there, at {percent(robust['clean']).removesuffix(' %')} % clean" in readme
     assert f"adds {100 * gain['mean']:+.1f} points [{low}, {high}]" in readme
     trained = ("trades-small", "alp-small", "adversarial-small", "fgsm-small")
-    others = [percent(rows[f"cifar10/{name}"]["autoattack"]) for name in trained]
+    others = [spanned(rows[f"cifar10/{name}"]["autoattack"]) for name in trained]
     assert "TRADES {}, logit pairing {}, one step from a random start {}, FGSM training {}".format(*others) in readme
