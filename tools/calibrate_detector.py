@@ -71,7 +71,10 @@ def main(arguments: list[str]) -> None:
         tensors, _ = load_weights(zoo.find(name))
         if description.get("classifier") in zoo.BESIDE:  # which does not lie beside the new file
             description["classifier"] = str(Path(zoo.classifier_of(name)).resolve())
-        save_weights(output, tensors, {**description, "detector": detector.description()})
+        about = {key: value for key, value in description.items() if key != "measured"}  # that was the other detector's
+        if isinstance(config, dict) and isinstance(config.get("loop"), dict):
+            about["config"] = {**config, "loop": {**config["loop"], "detector": "fused"}}
+        save_weights(output, tensors, {**about, "detector": detector.description()})
         print(f"written: {output}")
     if limit:
         torch.manual_seed(0)

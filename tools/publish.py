@@ -47,6 +47,10 @@ def main(arguments: list[str]) -> None:
         if description.get("classifier_fingerprint") != published:
             raise UserError(f"{run} was not trained for the weights of {options['classifier']}")
         description["classifier"] = options["classifier"]
+    elif description.get("classifier") in zoo.names():
+        name_of = description["classifier"]
+        if description.get("classifier_fingerprint") not in (None, fingerprint(zoo.load_classifier(name_of))):
+            raise UserError(f"{run} was trained for other weights of {name_of} than those that are published now")
     elif description.get("classifier") in zoo.BESIDE:
         description["classifier"] = publish_beside(run, name, description, measured="results" in options)
     if "classifier" in description and description["classifier"] not in zoo.names():
@@ -156,7 +160,13 @@ def read_results(path: str, name: str, weights: Path | None) -> dict:
     if weights is None or measured != file_hash(weights):
         raise UserError(f"{path} does not measure the published {name}: publish it, evaluate it by that name, then publish again")
     keys = ("threat", "attack", "labels", "view", "eps", "steps", "n", "accuracy", "ci95", "undefended_accuracy")
-    rows = [{key: row.get(key) for key in keys} for row in found if row["restorer"] == wanted]
+    # How the attack was made, where that is more than its name and steps; survivors' rows are cumulative.
+    more = ("title", "loss", "restarts", "step_size", "queries", "eot_samples", "survivors", "resubmitted_accuracy")
+    rows = [
+        {**{key: row.get(key) for key in keys}, **{key: row[key] for key in more if row.get(key) is not None}}
+        for row in found
+        if row["restorer"] == wanted
+    ]
     if not rows:
         raise UserError(f"{path} has no row of {name}")
     return {"classifier": classifier, "rows": rows, "made": about}

@@ -84,6 +84,12 @@ def at_once(size: int, most: int = 256) -> int:
     return max(1, min(most, most * 32**2 // size**2))
 
 
+def pieces(images: Tensor, most: int, device: torch.device) -> Iterator[Tensor]:
+    """A data set's images (N, C, H, W) as floats on a device, in order, at most `at_once(size, most)` at a time."""
+    for part in images.split(at_once(images.shape[-1], most)):
+        yield to_float(part.to(device))
+
+
 def augmentation(size: int, *, flip: bool = True, erase: float = 0.0) -> nn.Module:
     """Flip (left and right, never upside down) and padded crop for a batch of floats (B, C, size, size) in [0, 1].
 

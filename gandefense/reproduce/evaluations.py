@@ -37,7 +37,10 @@ def folder_of(config: EvaluateConfig, parent: Path) -> Path:
     asked: dict[str, Any] = {name: values[name] for name in ASKED}
     asked["data"] = {name: value for name, value in values["data"].items() if name not in ("root", "download")}
     names = [config.classifier, *config.black_box.sources, *(name for name in config.restorers if name != "none")]
-    asked["weights"] = {name: zoo.content_hash(name) for name in names}
+    own = [name for name in config.restorers if zoo.is_own(name)]
+    defended = zoo.load_classifier(config.classifier) if own else None
+    built = {name: zoo.load_restorer(name, defended) for name in own}  # which may want the classifier
+    asked["weights"] = {name: zoo.content_hash(name, built.get(name)) for name in names}
     asked["images"] = content_hash(datasets.load(config.data, "test", seed=config.seed))
     asked |= {"code": code_hash(), "versions": all_versions(), "device": choose_device(config.device).type}
     return parent / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]

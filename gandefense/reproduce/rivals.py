@@ -123,7 +123,8 @@ def run(config: RivalsConfig) -> tuple[list[Table], dict[str, Any]]:
         both = [measured(seed_settings(config, name), folder) for name in names]
         evaluations += both
         pairs.append(tuple(seed_row(results, name) for results, name in zip(both, names, strict=True)))
-    figures: dict[str, Any] = {"restorers": restorers, "classifiers": classifiers, "facts": facts(restorers, classifiers)}
+    found = facts(restorers, classifiers, config.classifier)
+    figures: dict[str, Any] = {"restorers": restorers, "classifiers": classifiers, "facts": found}
     # how each was made: evaluations used again are older than this table
     figures["evaluations"] = [
         {key: value for key, value in results["made"].items() if key != "config"} for results in evaluations
@@ -197,16 +198,19 @@ def blocks(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]
     return {"pairs": [list(pair) for pair in pairs], "gains": gains}
 
 
-def facts(restorers: list[dict[str, Any]], classifiers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def facts(restorers: list[dict[str, Any]], classifiers: list[dict[str, Any]], behind: str) -> list[dict[str, Any]]:
     """What the literature says of these defences, and whether it came out here; the limits are BROKEN and KEPT.
 
-    Of networks trained on attacked images otherwise than in ROBUST nothing is expected, and `came_out` is None.
+    A restorer is judged by how the classifier `behind` it was trained, unless it was trained adversarially itself. Of networks
+    trained on attacked images otherwise than in ROBUST nothing is expected, and `came_out` is None.
     """
     worst = {entry["name"]: entry["white_box_worst"]["accuracy"] for entry in restorers}
     worst |= {entry["name"]: entry["autoattack"]["accuracy"] for entry in classifiers}
     found = []
     for name, accuracy in worst.items():
         training = "none" if name == NO_RESTORER else zoo.describe(name).get("adversarial", "none")
+        if training == "none" and name in {entry["name"] for entry in restorers}:
+            training = zoo.describe(behind).get("adversarial", "none")
         expected, came_out = "none", None
         if training in ROBUST:
             expected, came_out = f"at least {100 * KEPT:.0f} %", accuracy >= KEPT

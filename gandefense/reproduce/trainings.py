@@ -87,9 +87,9 @@ def code_hash() -> str:
 
 
 def _networks(values: dict[str, Any]) -> list[str]:
-    """The networks that a config names: the defended classifier, a start, a teacher."""
+    """The networks that a config names: the defended classifier, others beside it, a start, a teacher."""
     teacher = values.get("train", {}).get("distillation", {}).get("teacher")
-    return [name for name in (values.get("classifier"), values.get("start"), teacher) if name]
+    return [name for name in (values.get("classifier"), values.get("start"), teacher, *(values.get("others") or [])) if name]
 
 
 def folder_of(config: Any, recipe: str, parent: Path) -> Path:

@@ -121,19 +121,19 @@ class View(nn.Module):
         if self.name == "straight_through":
             restored = images + (restored - images).detach()
         if hard is not None:
-            restored = hard + (restored - restored.detach())
+            restored, score = hard.images + (restored - restored.detach()), hard.score + (score - score.detach())
         if self.detector is None:
             return classifier(restored)
         threshold, spread = self.detector
         return torch.cat([classifier(restored), ((score - threshold) / spread).unsqueeze(1)], dim=1)
 
-    def _hard(self, images: Tensor) -> Tensor:
+    def _hard(self, images: Tensor) -> Restoration:
         """What the restorer really returns: under `smooth` it gets the softened gradient, so that a success is a real one.
 
         It sees the random draws that the softened pass after it will see.
         """
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), torch.no_grad():
-            return self.defended.restorer(images.detach()).images
+            return self.defended.restorer(images.detach())
 
 
 class DefendedClassifier(nn.Module):

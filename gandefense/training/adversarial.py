@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gandefense.attacks.random_step import random_step
 from gandefense.attacks.spec import STEPWISE
 from gandefense.attacks.suite import AttackSpec, attack, frozen, predict
-from gandefense.data.batches import batches
+from gandefense.data.batches import at_once, batches
 from gandefense.data.datasets import Images
 from gandefense.errors import UserError
 from gandefense.training.distillation import distillation as divergence  # KL(second ‖ first), mean over the batch
@@ -186,6 +186,6 @@ def robust_accuracy(
     spec = AttackSpec(CONTROL.attack, eps=options.eps, steps=CONTROL.steps)
     right = 0
     with frozen(network):  # in eval mode for the prediction, too: batch norm must not learn from validation images
-        for images, labels in batches(few, batch_size, device):
+        for images, labels in batches(few, at_once(few.images.shape[-1], batch_size), device):
             right += (predict(network, attack(network, images, labels, spec).images) == labels).sum().item()
     return right / len(few.labels)

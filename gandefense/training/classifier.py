@@ -206,7 +206,8 @@ def _train(config: ClassifierConfig, device: torch.device) -> Path:
                 "validation_n": len(validation.labels),
             }
             if attacks.method != "none":
-                robust = adversarial.robust_accuracy(trained, validation, attacks, device)
+                # Unmagnified: a temperature saturates the softmax, and the attack's gradients with it.
+                robust = adversarial.robust_accuracy(average.module, validation, attacks, device)
                 run.log({"validation/robust_accuracy": robust})
                 measured["validation_robust_accuracy"] = robust
             metadata = {

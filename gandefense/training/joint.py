@@ -28,7 +28,7 @@ from gandefense.training.joint_start import JointConfig, begun, check, network_o
 from gandefense.training.run import Run, check_finite, open_run, versions
 from gandefense.training.state import (
     Means,
-    choose_device,
+    current_device,
     exponential_average,
     readable,
     seed_everything,
@@ -84,7 +84,7 @@ def train(config: JointConfig) -> Path:
     """
     check(config)
     options, attacks = config.train, config.train.adversarial
-    device, data = choose_device(config.run.device), datasets.describe(config.data.name)
+    device, data = current_device(config.run.device), datasets.describe(config.data.name)
     autocast(device, config.run.precision)
     seed_everything(config.run.seed)
     defended, described, architecture = begun(config, data)

@@ -32,6 +32,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def current_device(name: str) -> torch.device:
+    """`choose_device`, and of CUDA's devices the current one from here on, whose generator `random_states` keeps."""
+    device = choose_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def exponential_average(module: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a module's parameters and buffers.
 

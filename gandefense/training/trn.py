@@ -15,7 +15,7 @@ from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_se
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import at_once, batch_indices, content_hash, to_float
+from gandefense.data.batches import at_once, batch_indices, content_hash, pieces, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.restorers.cached_maps import CachedMaps, cached_maps
@@ -243,7 +243,7 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
 
         if distributed.is_first():
             with torch.no_grad():
-                scores = torch.cat([restorer(to_float(part.to(device))).score for part in validation.images.split(128)])
+                scores = torch.cat([restorer(part).score for part in pieces(validation.images, 128, device)])
             threshold = scores.quantile(1 - config.false_positive_rate).item()
             metadata = {
                 "kind": "trn",

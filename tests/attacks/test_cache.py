@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +189,7 @@ def test_a_fingerprint_tells_names_values_and_parts_apart() -> None:
     assert fingerprint(network, 1) == fingerprint(network, 1)
     assert len({fingerprint(network, part) for part in (1, 2, [1], {"a": 1}, None)}) == 5
     assert len(fingerprint(network)) == 12
+    assert fingerprint(network) == fingerprint(copy.deepcopy(network)) != fingerprint(copy.deepcopy(network).bfloat16())
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_facts_know_who_was_trained_on_attacked_images(name: str, worst: float, 
     is_restorer = name == "cifar10/gan"
     restorers = [{"name": name, "white_box_worst": _figure(worst)}] if is_restorer else []
     classifiers = [] if is_restorer else [{"name": name, "autoattack": _figure(worst)}]
-    (fact,) = rivals.facts(restorers, classifiers)
+    (fact,) = rivals.facts(restorers, classifiers, "cifar10/classifier")
     assert (fact["worst_case"], fact["came_out"]) == (worst, came_out)
     assert fact["expected"] == ("none" if came_out is None else "at most 10 %")
     assert rival_tables.facts_table([fact]).rows[0][-1] == {True: "yes", False: "NO", None: "–"}[came_out]
@@ -70,8 +70,13 @@ def test_facts_know_who_was_trained_on_attacked_images(name: str, worst: float, 
 @pytest.mark.parametrize(("worst", "came_out"), [(0.25, True), (0.24, False)])
 def test_robust_trainings_keep_something(monkeypatch: pytest.MonkeyPatch, training: str, worst: float, came_out: bool) -> None:
     monkeypatch.setattr(zoo, "describe", lambda _: {"kind": "classifier", "adversarial": training})
-    (fact,) = rivals.facts([], [{"name": "cifar10/x", "autoattack": _figure(worst)}])
+    (fact,) = rivals.facts([], [{"name": "cifar10/x", "autoattack": _figure(worst)}], "cifar10/classifier")
     assert (fact["expected"], fact["came_out"]) == ("at least 25 %", came_out)
+    restorers = [{"name": "none", "white_box_worst": _figure(worst)}, {"name": "jpeg", "white_box_worst": _figure(worst)}]
+    before = {"jpeg": {"kind": "ready"}, "cifar10/x": {"kind": "classifier", "adversarial": training}}
+    monkeypatch.setattr(zoo, "describe", lambda name: before[name])
+    found = rivals.facts(restorers, [], "cifar10/x")
+    assert [fact["came_out"] for fact in found] == [came_out, came_out], "they stand before a robust classifier"
 
 
 @pytest.mark.parametrize(

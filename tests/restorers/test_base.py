@@ -78,6 +78,21 @@ def test_a_view_with_a_detector_has_its_score_in_a_last_column(
     assert torch.allclose(gradient, torch.full_like(images, factor / (images[0].numel() * spread)))
 
 
+def test_the_smooth_view_tells_the_real_score(classifier: Linear, images: Tensor) -> None:
+    """Only its gradient is that of the softened pass; otherwise a success against the detector would be none."""
+
+    class Softened(Halving):
+        def scored(self, images: Tensor, view: str) -> tuple[Tensor, Tensor]:
+            restored, score = super().scored(images, view)
+            return restored, 3 * score + 1
+
+    view = DefendedClassifier(Softened(), classifier).view("smooth", detector=(0.2, 0.05))
+    assert torch.allclose(view(images)[:, -1], (images.flatten(1).mean(1) / 2 - 0.2) / 0.05)
+    point = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(view(point)[:, -1].sum(), point)
+    assert torch.allclose(gradient, torch.full_like(images, 1.5 / (images[0].numel() * 0.05)))
+
+
 def test_every_view_is_tested_above_and_an_unknown_one_is_refused(defended: DefendedClassifier) -> None:
     assert set(VIEWS) == {"oblivious", "straight_through", "detached", "exact", "smooth"}
     with pytest.raises(UserError, match=r"unknown view 'exactly'; known: .*exact"):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gandefense.errors import UserError
 from gandefense.restorers.generator import Generator
-from gandefense.restorers.layers import NORMS
+from gandefense.restorers.layers import NORMS, norm_layer
 
 
 def _generator(**options: object) -> Generator:
@@ -95,3 +96,8 @@ def test_gradients_reach_every_weight_the_image_and_the_level(cleaned: Tensor, c
     assert all(part.grad.abs().amax(tuple(range(1, part.ndim))).min() > 0 for part in inputs)
     for name, parameter in generator.named_parameters():  # a bias before a normalisation has none
         assert name.endswith("bias") or parameter.grad.any(), name
+
+
+def test_a_width_without_groups_is_refused() -> None:
+    with pytest.raises(UserError, match="multiples of 8, got 20 channels"):
+        norm_layer("group", 20)

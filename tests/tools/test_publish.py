@@ -81,6 +81,7 @@ def results(tmp_path: Path, shipped: Path) -> Callable[..., Path]:
 
     def make(name: str, *, restorer: str = "none", classifier: str | None = None) -> Path:
         row = {"threat": "gray_box", "attack": "pgd", "view": "oblivious", "norm": "linf", "eps": 0.03, "steps": 20, "n": 1000}
+        row |= {"loss": "margin", "survivors": True, "queries": None}
         row |= {"accuracy": 0.75, "ci95": [0.7, 0.8], "undefended_accuracy": 0.01}
         weights = {name: file_hash(shipped / f"{name}.safetensors")}
         made = {"command": "evaluate", "versions": {}, "seed": 1, "date": "today", "weights": weights, "seconds": 3}
@@ -175,8 +176,12 @@ def test_a_restorer_is_bound_to_the_published_classifier(
     assert _card(shipped, "cifar10/trn")["parameters"] == parameters, "the classifier's are its own"
     measured = results("cifar10/trn", restorer="cifar10/trn", classifier="cifar10/mine")
     assert publish(folder, "cifar10/trn", f"results={measured}")[0] == 0
-    assert len(_card(shipped, "cifar10/trn")["test"]["rows"]) == 1
+    (row,) = _card(shipped, "cifar10/trn")["test"]["rows"]
+    assert (row["loss"], row["survivors"], "queries" in row) == ("margin", True, False)
     publish(run_folder(), "cifar10/mine")  # other weights under the classifier's name
+    was = load_weights(shipped / "cifar10/trn.safetensors")
+    save_weights(folder / "model.safetensors", *was)
+    assert "was trained for other weights of cifar10/mine" in publish(folder, "cifar10/again")[2]
     with pytest.raises(gandefense.errors.UserError, match="was trained for other weights than cifar10/mine has now"):
         gandefense.load("cifar10/trn")
 

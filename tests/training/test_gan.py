@@ -226,6 +226,7 @@ def test_rows_without_clean_ones_validate_on_what_there_is(gan_settings: Callabl
         ("loop.false_positive_rate", 0.0, "loop.false_positive_rate must lie between 0 and 1, got 0.0"),
         ("distil.temperature", 0.0, "distil.temperature must be positive, got 0.0"),
         ("train.replay_share", 0.9, "together exceed 1"),
+        ("train.noise_share", -0.1, "train.noise_share must not be negative"),
         ("attacked.precision", "nonsense", "attacked.precision must be auto, bf16 or float32, got 'nonsense'"),
         ("loss.lpips", 1.0, "loss.lpips > 0 needs LPIPS's AlexNet weights"),
     ],

@@ -26,7 +26,7 @@ from gandefense.training.baselines.looking import grid
 from gandefense.training.run import check_finite, check_settings, open_run
 from gandefense.training.state import (
     Means,
-    choose_device,
+    current_device,
     exponential_average,
     readable,
     require,
@@ -83,7 +83,7 @@ def train(config: APEGANConfig) -> Path:
         UserError: bad data, config or checkpoint, or a loss that is no longer finite.
     """
     options = config.train
-    device = choose_device(config.run.device)
+    device = current_device(config.run.device)
     data = datasets.describe(config.data)
     check_settings(config.run)
     require(

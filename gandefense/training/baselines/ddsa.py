@@ -14,14 +14,14 @@ from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprin
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, content_hash, to_float
+from gandefense.data.batches import batch_indices, content_hash, pieces, to_float
 from gandefense.precision import autocast
 from gandefense.restorers.baselines.ddsa import DDSARestorer, SparseAutoEncoder, worst_perturbation
 from gandefense.training.baselines.looking import grid, score_threshold
 from gandefense.training.run import check_finite, check_settings, open_run
 from gandefense.training.state import (
     Means,
-    choose_device,
+    current_device,
     exponential_average,
     readable,
     require,
@@ -74,7 +74,7 @@ class DDSAConfig:
 @torch.no_grad()
 def reconstruction_rms(restorer: DDSARestorer, validation: datasets.Images, device: torch.device) -> float:
     """Root mean square error of reconstructed clean validation images, in units of 1/255."""
-    squares = torch.cat([restorer(to_float(part.to(device))).score.double().square() for part in validation.images.split(256)])
+    squares = torch.cat([restorer(part).score.double().square() for part in pieces(validation.images, 256, device)])
     return squares.mean().sqrt().item()
 
 
@@ -88,7 +88,7 @@ def train(config: DDSAConfig) -> Path:
         UserError: bad data, config or checkpoint, or a loss that is no longer finite.
     """
     options = config.train
-    device = choose_device(config.run.device)
+    device = current_device(config.run.device)
     data = datasets.describe(config.data)
     check_settings(config.run)
     require(

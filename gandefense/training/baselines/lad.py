@@ -18,7 +18,7 @@ from torch import Tensor
 from gandefense import classifiers
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import augmentation, batch_indices, batches, content_hash, to_float
+from gandefense.data.batches import at_once, augmentation, batch_indices, batches, content_hash, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.training.baselines.latent_boundary import AutoEncoder, Boundaries
@@ -26,7 +26,7 @@ from gandefense.training.classifier import accuracy
 from gandefense.training.run import Run, check_finite, check_settings, open_run
 from gandefense.training.state import (
     Means,
-    choose_device,
+    current_device,
     exponential_average,
     require,
     seed_everything,
@@ -101,7 +101,8 @@ def amounts(options: LADTrainConfig, step: int, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def encoded(autoencoder: AutoEncoder, images: datasets.Images, device: torch.device) -> tuple[Tensor, Tensor]:
     """Latent codes (N, n) and labels (N,) of images."""
-    pairs = [(autoencoder.encode(batch), labels) for batch, labels in batches(images, 500, device)]
+    size = at_once(images.images.shape[-1], 500)
+    pairs = [(autoencoder.encode(batch), labels) for batch, labels in batches(images, size, device)]
     return torch.cat([codes for codes, _ in pairs]), torch.cat([labels for _, labels in pairs])
 
 
@@ -126,7 +127,7 @@ def train(config: LADConfig) -> Path:
         UserError: bad data, config or checkpoint, or a loss that is no longer finite.
     """
     options, first = config.train, config.autoencoder
-    device = choose_device(config.run.device)
+    device = current_device(config.run.device)
     data = datasets.describe(config.data)
     check_settings(config.run)
     require(

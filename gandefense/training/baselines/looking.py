@@ -6,7 +6,7 @@ import torch
 
 from gandefense.attacks.cache import AttackedSet
 from gandefense.data import datasets
-from gandefense.data.batches import to_float
+from gandefense.data.batches import pieces, to_float
 from gandefense.restorers.base import Restorer
 from gandefense.training.run import Run
 
@@ -24,5 +24,5 @@ def grid(run: Run, restorer: Restorer, attacked: AttackedSet, images: datasets.I
 @torch.no_grad()
 def score_threshold(restorer: Restorer, images: datasets.Images, rate: float, device: torch.device) -> float:
     """The score that a fraction `rate` of clean images exceeds."""
-    scores = torch.cat([restorer(to_float(part.to(device))).score for part in images.images.split(128)])
+    scores = torch.cat([restorer(part).score for part in pieces(images.images, 128, device)])
     return scores.float().quantile(1 - rate).item()

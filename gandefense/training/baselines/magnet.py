@@ -12,7 +12,7 @@ from gandefense import zoo
 from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, content_hash, to_float
+from gandefense.data.batches import batch_indices, content_hash, pieces, to_float
 from gandefense.precision import autocast
 from gandefense.restorers.baselines.magnet import (
     DetectorConfig,
@@ -25,7 +25,7 @@ from gandefense.training.baselines.looking import grid
 from gandefense.training.run import check_finite, check_settings, open_run
 from gandefense.training.state import (
     Means,
-    choose_device,
+    current_device,
     exponential_average,
     readable,
     require,
@@ -84,7 +84,7 @@ class MagNetConfig:
 @torch.no_grad()
 def choose_thresholds(restorer: MagNetRestorer, validation: datasets.Images, device: torch.device) -> list[float]:
     """One threshold a detector, by its drop rate on clean validation images; never below 1e-12, where score is a quotient."""
-    marks = torch.cat([restorer.marks(to_float(part.to(device))).cpu() for part in validation.images.split(256)])
+    marks = torch.cat([restorer.marks(part).cpu() for part in pieces(validation.images, 256, device)])
     return [
         max(1e-12, drop_threshold(column, detector.drop_rate))
         for column, detector in zip(marks.unbind(1), restorer.detectors, strict=True)
@@ -101,7 +101,7 @@ def train(config: MagNetConfig) -> Path:
         UserError: bad data, config or checkpoint, or a loss that is no longer finite.
     """
     options = config.train
-    device = choose_device(config.run.device)
+    device = current_device(config.run.device)
     data = datasets.describe(config.data)
     check_settings(config.run)
     require(
