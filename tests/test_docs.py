@@ -10,6 +10,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -271,3 +272,28 @@ def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> 
     trained = ("trades-small", "alp-small", "adversarial-small", "fgsm-small")
     others = [spanned(rows[f"cifar10/{name}"]["autoattack"]) for name in trained]
     assert "TRADES {}, logit pairing {}, one step from a random start {}, FGSM training {}".format(*others) in readme
+
+
+def test_figures_of_adversarial_training_are_those_of_the_results_and_the_card() -> None:
+    made = json.loads((ROOT / "results" / "cifar10_at.json").read_text(encoding="utf-8"))
+    card = json.loads((ROOT / "gandefense" / "weights" / "cifar10" / "classifier-at.json").read_text(encoding="utf-8"))
+    rows = {row["title"]: row for row in made["rows"] if row["threat"] == "white_box"}
+    clean = next(row for row in made["rows"] if row["attack"] == "none")
+
+    def spanned(row: dict[str, Any]) -> str:
+        return f"{100 * row['accuracy']:.1f} % [{', '.join(f'{100 * end:.1f}' for end in row['ci95'])}]"
+
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    strongest = spanned(rows["autoattack"])
+    assert f"keeps {spanned(rows['pgd-20'])} under PGD-20 and {strongest} under AutoAttack at 8/255" in readme
+    assert f"with {spanned(clean)} of clean images right (n = {clean['n']:,}, seed {made['made']['seed']}" in readme
+    assert f"({card['parameters']:,} parameters)" in readme
+    page = " ".join((ROOT / "docs" / "adaptive.md").read_text(encoding="utf-8").split())
+    assert f"it keeps {strongest}" in page
+    margin, plain = (f"{100 * rows[title]['accuracy']:.1f} %" for title in ("pgd-20 margin", "pgd-20"))
+    assert f"the margin loss alone leaves {margin}, PGD-20 {plain}" in page
+    assert f"at {100 * card['validation']['validation_robust_accuracy']:.1f} % after 34" in page
+    pair = json.loads((ROOT / "gandefense" / "weights" / "cifar10" / "trn-robust.json").read_text(encoding="utf-8"))["validation"]
+    exact, detached, alone = (100 * pair[f"validation/robust{name}"] for name in ("", "_detached", "_alone"))
+    assert f"at {exact:.1f} % (`exact`) and {detached:.1f} % (`detached`), its classifier alone at {alone:.1f} %" in page
+    assert "clean {:.1f} and {:.1f} %".format(*(100 * pair[f"validation/clean{name}"] for name in ("", "_alone"))) in page
