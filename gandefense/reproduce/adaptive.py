@@ -110,10 +110,9 @@ def run(config: AdaptiveConfig) -> tuple[list[Table], dict[str, Any]]:
     if len({images for each in flags for _, images in each.values()}) > 1:
         raise UserError("the test images changed between two of these evaluations; remove the older one's folder and repeat")
     for number, entry in enumerate(entries):  # a classifier, too, with those before it: one trained on is the defences' control
-        others = config.classifiers[: min(number, len(config.classifiers))]
         entry["paired"] = {
             other: {kind: paired(flags[number][kind][0], flags[place][kind][0]) for kind in PAIRED}
-            for place, other in enumerate(others)
+            for place, other in enumerate(config.classifiers[:number])
         }
     published = [asdict(quoted) for quoted in config.published]
     figures = {"defences": entries, "published": published, "evaluations": evaluations}
