@@ -293,6 +293,13 @@ def test_figures_of_adversarial_training_are_those_of_the_results_and_the_card()
     margin, plain = (f"{100 * rows[title]['accuracy']:.1f} %" for title in ("pgd-20 margin", "pgd-20"))
     assert f"the margin loss alone leaves {margin}, PGD-20 {plain}" in page
     assert f"at {100 * card['validation']['validation_robust_accuracy']:.1f} % after 34" in page
+    worst = json.loads((ROOT / "results" / "cifar10_robust.json").read_text(encoding="utf-8"))["worst_case"]
+    ours, alone = (
+        {"accuracy": entry["accuracy"], "ci95": entry["ci95"]}
+        for entry in (worst[name]["white_box"] for name in ("cifar10/trn-robust", "none"))
+    )
+    assert f"the worst case is {spanned(ours)} for the pair and {spanned(alone)} for its classifier alone" in page
+    assert f"{100 * ours['accuracy']:.1f} against {100 * alone['accuracy']:.1f} %" in readme
     pair = json.loads((ROOT / "gandefense" / "weights" / "cifar10" / "trn-robust.json").read_text(encoding="utf-8"))["validation"]
     exact, detached, alone = (100 * pair[f"validation/robust{name}"] for name in ("", "_detached", "_alone"))
     assert f"at {exact:.1f} % (`exact`) and {detached:.1f} % (`detached`), its classifier alone at {alone:.1f} %" in page
