@@ -289,18 +289,35 @@ def test_figures_of_adversarial_training_are_those_of_the_results_and_the_card()
     assert f"with {spanned(clean)} of clean images right (n = {clean['n']:,}, seed {made['made']['seed']}" in readme
     assert f"({card['parameters']:,} parameters)" in readme
     page = " ".join((ROOT / "docs" / "adaptive.md").read_text(encoding="utf-8").split())
-    assert f"it keeps {strongest}" in page
+    assert f"it keeps {strongest} under AutoAttack" in page
     margin, plain = (f"{100 * rows[title]['accuracy']:.1f} %" for title in ("pgd-20 margin", "pgd-20"))
-    assert f"the margin loss alone leaves {margin}, PGD-20 {plain}" in page
-    assert f"at {100 * card['validation']['validation_robust_accuracy']:.1f} % after 34" in page
-    worst = json.loads((ROOT / "results" / "cifar10_robust.json").read_text(encoding="utf-8"))["worst_case"]
-    ours, alone = (
-        {"accuracy": entry["accuracy"], "ci95": entry["ci95"]}
-        for entry in (worst[name]["white_box"] for name in ("cifar10/trn-robust", "none"))
-    )
-    assert f"the worst case is {spanned(ours)} for the pair and {spanned(alone)} for its classifier alone" in page
-    assert f"{100 * ours['accuracy']:.1f} against {100 * alone['accuracy']:.1f} %" in readme
-    pair = json.loads((ROOT / "gandefense" / "weights" / "cifar10" / "trn-robust.json").read_text(encoding="utf-8"))["validation"]
-    exact, detached, alone = (100 * pair[f"validation/robust{name}"] for name in ("", "_detached", "_alone"))
-    assert f"at {exact:.1f} % (`exact`) and {detached:.1f} % (`detached`), its classifier alone at {alone:.1f} %" in page
-    assert "clean {:.1f} and {:.1f} %".format(*(100 * pair[f"validation/clean{name}"] for name in ("", "_alone"))) in page
+    assert f"the margin loss alone leaves {margin}, PGD-20 {plain}; clean {spanned(clean)}" in page
+    measured = card["validation"]
+    shipped = [100 * measured[f"validation_{name}"] for name in ("accuracy", "robust_accuracy")]
+    assert "the shipped one: {:.1f} and {:.1f} %".format(*shipped) in page
+    before = json.loads((ROOT / "gandefense" / "weights" / "cifar10" / "classifier-at-one-step.json").read_text(encoding="utf-8"))
+    earlier = {row["title"]: row for row in before["test"]["rows"]}
+    assert f"keeps {spanned(earlier['autoattack'])}, clean {spanned(earlier['clean'])} (card" in page
+    gain = 100 * (rows["autoattack"]["accuracy"] - earlier["autoattack"]["accuracy"])
+    at_first = 100 * before["validation"]["validation_robust_accuracy"]
+    assert f"at {at_first:.1f} %, stands above the one that keeps {gain:.1f} points more under AutoAttack" in page
+
+
+@pytest.mark.parametrize(("name", "results"), [("trn-robust", "cifar10_robust"), ("gan-robust", "cifar10_robust_gan")])
+def test_figures_of_jointly_trained_pairs_are_those_of_the_results_and_the_cards(name: str, results: str) -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs" / "adaptive.md").read_text(encoding="utf-8").split())
+    worst = json.loads((ROOT / "results" / f"{results}.json").read_text(encoding="utf-8"))["worst_case"]
+
+    def spanned(entry: dict[str, Any]) -> str:
+        return f"{100 * entry['accuracy']:.1f} % [{', '.join(f'{100 * end:.1f}' for end in entry['ci95'])}]"
+
+    ours, alone = (spanned(worst[subject]["white_box"]) for subject in (f"cifar10/{name}", "none"))
+    assert ours in page
+    assert f"{alone} for its classifier alone (p" in page
+    assert f"`cifar10/{name}` {ours}" in readme
+    assert f"its classifier alone {alone}" in readme
+    card = json.loads((ROOT / "gandefense" / "weights" / "cifar10" / f"{name}.json").read_text(encoding="utf-8"))["validation"]
+    exact, detached, bare = (100 * card[f"validation/robust{kind}"] for kind in ("", "_detached", "_alone"))
+    assert f"{exact:.1f} % (`exact`) and {detached:.1f} % (`detached`), its classifier alone" in page
+    assert f"{bare:.1f} %; clean {100 * card['validation/clean']:.1f} and {100 * card['validation/clean_alone']:.1f} %" in page

@@ -152,7 +152,7 @@ def tiny_networks(place: Path) -> None:
     (place / "weights" / "cifar10").mkdir(parents=True)
     tensors = trained()
     card = {"kind": "classifier", "architecture": "tiny", "data": "cifar10"}
-    shipped = ("classifier", "surrogate", "adversarial-small", "classifier-at")
+    shipped = ("classifier", "surrogate", "adversarial-small", "classifier-at", "classifier-at-one-step")
     for name in (TINY, *(f"weights/cifar10/{name}.safetensors" for name in shipped)):
         save_weights(place / name, tensors, card)
     shape = {"channels": 3, "labels": 10, "width": 8, "blocks": 1, "halvings": 0, "streams": "both"}

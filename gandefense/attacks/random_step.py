@@ -1,15 +1,10 @@
-"""Eq. (2) of the ISMN paper: a randomised perturbation step, used as a training attack; and the level of a perturbation."""
+"""Eq. (2) of the ISMN paper: a randomised perturbation step, used as a training attack."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-def perturbation_level(images: Tensor, clean: Tensor) -> Tensor:
-    """Root mean square (B,) of a perturbation on the [-1, 1] scale; images (B, C, H, W) in [0, 1]."""
-    return 2 * (images - clean).flatten(1).square().mean(1).sqrt()
 
 
 def random_step(network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set
+from gandefense.attacks.level import perturbation_level
 from gandefense.attacks.noise import gaussian_signed
-from gandefense.attacks.random_step import perturbation_level, random_step
+from gandefense.attacks.random_step import random_step
 from gandefense.attacks.suite import frozen
 from gandefense.benchmark.settings import Row
 from gandefense.benchmark.subjects import Subjects

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from gandefense.attacks.level import LEVELS
 from gandefense.attacks.threats import THREATS
 from gandefense.evaluation import plots
 from gandefense.evaluation.cells import NO_RESTORER
@@ -60,6 +61,24 @@ def detection_table(results: dict[str, Any]) -> Table:
         note += "No attack here aimed at the detector itself, so these figures are no bound against one that does."
     columns = [f"flagged at {float(rate):.0%}".replace("%", " %") for rate in rates]
     return Table("detection", "Detection", note, ["restorer", "attack", "eps", "view", "n", "AUROC", *columns], rows)
+
+
+def level_table(results: dict[str, Any]) -> Table:
+    """Attack levels that restorers estimate against the true ones."""
+    rows = []
+    for restorer, entries in results.get("levels", {}).items():
+        for entry in entries:
+            near = {"accuracy": entry["within_one_step"], "ci95": entry["ci95"]}
+            figures = [number(entry["true"], 3), number(entry["estimated"], 3), interval(near)]
+            rows.append([restorer, attack_of(entry), budget(entry), view(entry), str(entry["n"]), *figures])
+    steps = ", ".join(map(str, LEVELS))
+    note = (
+        "The restorer's estimate of each perturbation's level, its root mean square on the [-1, 1] scale, over the n changed "
+        f"images (of clean images: over all). Within one step: estimate and truth belong to neighbours among {steps}, or to the "
+        "same one. L-infinity budgets of 8/255 are levels below 0.07, so that under them an answer of 0 is near too."
+    )
+    header = ["restorer", "attack", "eps", "view", "n", "true level", "estimated", "within one step"]
+    return Table("levels", "Attack levels", note, header, rows)
 
 
 def four_way_table(results: dict[str, Any]) -> Table:
@@ -131,7 +150,7 @@ def cost_table(results: dict[str, Any]) -> Table:
 def all_tables(results: dict[str, Any]) -> list[Table]:
     """Every table of the report in its order, the headline first; empty ones are left out."""
     tables = [headline(results), *threat_tables(results), *curve_tables(results), detection_table(results)]
-    tables += [four_way_table(results), restoration_table(results), cost_table(results)]
+    tables += [four_way_table(results), level_table(results), restoration_table(results), cost_table(results)]
     if not plots.available():
         drawable = {kind.name for kind in plots.KINDS} | ({"detection"} if plots.rocs_of(results) else set())
         for table in [table for table in tables if table.name in drawable][:1]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gandefense.attacks.level import within_one_step
 from gandefense.evaluation import metrics
 from gandefense.evaluation.cells import ALSO, NO_RESTORER, Cell
 
@@ -27,6 +28,8 @@ class Outcome:
             against the whole defence.
         changed: the attack changed the image.
         score: of the restorer's detector; None for no restorer.
+        level: that the restorer estimates, NaN where it estimates none; None for no restorer.
+        true_level: of the perturbation, see `attacks.level`.
         attacked: "psnr", "ssim" and, where known, "lpips" of the attacked against the clean image.
         restored: the same of the restored image.
         passes: (N, R) right at each of R resubmissions to a randomised defence; None where nothing is random.
@@ -39,6 +42,8 @@ class Outcome:
     bare_right: Tensor
     changed: Tensor
     score: Tensor | None = None
+    level: Tensor | None = None
+    true_level: Tensor | None = None
     attacked: dict[str, Tensor] = field(default_factory=dict)
     restored: dict[str, Tensor] = field(default_factory=dict)
     zero_gradient: float | None = None
@@ -221,6 +226,23 @@ def detection(outcomes: Outcomes, validation: dict[str, Tensor], rates: list[flo
             "clean_accuracy": {rate: _four_ways(clean, limit, attacked=False) for rate, limit in thresholds.items()},
             "attacks": entries,
         }
+    return result
+
+
+def levels(outcomes: Outcomes) -> dict[str, list[dict[str, Any]]]:
+    """How well each restorer that estimates attack levels does: over changed images, or over all where nothing attacked."""
+    result: dict[str, list[dict[str, Any]]] = {}
+    for cell, outcome in outcomes.items():
+        if outcome.level is None or cell.survivors or outcome.level.isnan().any():
+            continue
+        which = torch.ones_like(outcome.changed) if cell.spec is None else outcome.changed
+        if not which.any():
+            continue
+        estimated, true = outcome.level[which], outcome.true_level[which]
+        near = metrics.accuracy(within_one_step(estimated, true))
+        entry = {**cell.identity(), "n": int(which.sum()), "true": true.double().mean().item()}
+        entry |= {"estimated": estimated.double().mean().item(), "within_one_step": near["accuracy"], "ci95": near["ci95"]}
+        result.setdefault(cell.restorer, []).append(entry)
     return result
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gandefense import distributed, own_parts, zoo
+from gandefense.attacks.level import perturbation_level
 from gandefense.attacks.suite import UNIVERSAL, AttackSpec, attack, predict, universal_perturbation
 from gandefense.attacks.threats import target
 from gandefense.evaluation import checks, metrics
@@ -213,6 +214,7 @@ class Work:
         values = {
             "prediction": predict(self.measurement.classifier, attacked),
             "changed": (attacked != batch.images).flatten(1).any(1),
+            "level": perturbation_level(attacked, batch.images),
             **metrics.quality(attacked, batch.images, self.measurement.lpips),
         }
         values |= self._kept(attacked)
@@ -246,6 +248,7 @@ class Work:
         restoration = self._restore(defended, attacked, cell.key, batch)
         maps = {f"map {name}": tensor for name, tensor in restoration.maps.items()}
         record = {"prediction": predict(defended.classifier, restoration.images), "score": restoration.score}
+        record["level"] = restoration.level.float()
         record |= metrics.quality(restoration.images, batch.images, self.measurement.lpips) | self._kept(restoration.images)
         if self.measurement.randomised[cell.restorer]:
             record["predictions"] = self._predictions(defended, batch, attacked, cell)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from gandefense import distributed
 from gandefense.attacks.cache import AttackedSet
+from gandefense.attacks.level import perturbation_level
 from gandefense.attacks.noise import gaussian_signed
-from gandefense.attacks.random_step import perturbation_level, random_step
+from gandefense.attacks.random_step import random_step
 from gandefense.data import datasets
 from gandefense.data.batches import to_float
 from gandefense.training.parts import Part, gathered

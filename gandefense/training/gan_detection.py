@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gandefense.attacks.random_step import perturbation_level
+from gandefense.attacks.level import perturbation_level, within_one_step
 from gandefense.attacks.suite import AttackSpec, attack, predict
 from gandefense.data import datasets
 from gandefense.data.batches import at_once, batches, to_float
@@ -17,7 +17,6 @@ from gandefense.evaluation.metrics import auroc, share_above, threshold
 from gandefense.evaluation.wording import number, share
 from gandefense.restorers.fused_detector import SIGNALS, FusedDetector, Signal
 from gandefense.restorers.gan import GANNetworks
-from gandefense.training.gan_validation import nearest_level
 
 BATCH = 128  # of 32×32 pixels
 NARROWEST = 1e-6  # spread of a signal that is the same on all images
@@ -119,8 +118,8 @@ def measure(
     these clean images, so that signals can be compared; it is not the calibrated one.
 
     Returns:
-        One entry an attack: "attack", "eps", "n", "level" (the share of levels estimated at most one of gan_validation's
-        steps off) and "signals": name → "auroc" and "tpr"; None where the attack had no success. "fused" is the
+        One entry an attack: "attack", "eps", "n", "level" (the share of levels estimated at most one of the steps of
+        attacks.level off) and "signals": name → "auroc" and "tpr"; None where the attack had no success. "fused" is the
         detector as it is, with "tpr" at its calibrated threshold and "false_positive_rate".
     """
     size = at_once(clean.images.shape[-1], BATCH)
@@ -135,8 +134,8 @@ def measure(
             if kept.any():
                 met.append(marks(networks, detector, attacked[kept]).cpu())
                 with torch.no_grad():
-                    estimated = nearest_level(networks.judge(attacked[kept]).level.float())
-                near.append((estimated - nearest_level(perturbation_level(attacked[kept], images[kept]))).abs().cpu() <= 1)
+                    estimated = networks.judge(attacked[kept]).level.float()
+                near.append(within_one_step(estimated, perturbation_level(attacked[kept], images[kept])).cpu())
         after = torch.cat(met) if met else before[:0]
         columns = {title(signal): (before[:, i], after[:, i], None) for i, signal in enumerate(detector.signals)}
         columns["fused"] = (detector.fuse(before), detector.fuse(after), detector.threshold)

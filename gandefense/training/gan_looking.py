@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from gandefense.attacks.cache import AttackedSet
+from gandefense.attacks.level import LEVELS
 from gandefense.data import datasets
 from gandefense.data.batches import to_float
 from gandefense.evaluation.metrics import auroc, roc
 from gandefense.restorers.gan import GANRestorer
-from gandefense.training.gan_validation import LEVELS, NOISES, Validation
+from gandefense.training.gan_validation import NOISES, Validation
 from gandefense.training.run import Run
 
 COLUMNS = 12  # of a grid, at most

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from gandefense.attacks.cache import AttackedSet
-from gandefense.attacks.random_step import perturbation_level
+from gandefense.attacks.level import LEVELS, nearest_level, perturbation_level
 from gandefense.data import datasets
 from gandefense.data.batches import at_once, to_float
 from gandefense.evaluation.metrics import auroc
 from gandefense.restorers.gan import GANNetworks, GANRestorer
 
 NOISES = (0.2, 0.3, 0.4)  # Gaussian levels on the [-1, 1] scale
-LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4)  # the steps that levels are told apart by; an estimate belongs to the nearest
 
 
 @dataclass
@@ -49,11 +48,6 @@ def choose_threshold(networks: GANNetworks, validation: datasets.Images, rate: f
     logits = torch.cat([networks.detect(to_float(part.to(device))) for part in parts])
     networks.train(was_training)
     return logits.float().quantile(1 - rate).item()
-
-
-def nearest_level(levels: Tensor) -> Tensor:
-    """The number (N,) in LEVELS of the step that is nearest to each level (N,)."""
-    return (levels[:, None] - torch.tensor(LEVELS, device=levels.device)).abs().argmin(1)
 
 
 @torch.no_grad()

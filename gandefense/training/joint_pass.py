@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gandefense.attacks.random_step import perturbation_level
+from gandefense.attacks.level import perturbation_level
 from gandefense.restorers.base import DefendedClassifier
 from gandefense.restorers.gan import GANRestorer, Judged
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps

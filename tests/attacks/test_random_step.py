@@ -1,40 +1,14 @@
-"""Eq. (2) of the ISMN paper, and perturbation levels."""
+"""Eq. (2) of the ISMN paper."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from gandefense.attacks.noise import gaussian_signed
-from gandefense.attacks.random_step import perturbation_level, random_step
+from gandefense.attacks.random_step import random_step
 from tests.helpers.networks import Linear
 
 EPS = 8 / 255
-
-
-@pytest.mark.parametrize(
-    ("difference", "level"),
-    [
-        (0.0, 0.0),
-        (8 / 255, 16 / 255),
-        (-0.25, 0.5),
-        (1.0, 2.0),
-    ],
-)
-def test_the_level_of_a_constant_difference_is_twice_its_size(difference: float, level: float) -> None:
-    clean = torch.full((3, 3, 4, 4), 0.0 if difference >= 0 else 1.0)
-    assert torch.allclose(perturbation_level(clean + difference, clean), torch.full((3,), level))
-
-
-def test_the_level_is_a_root_mean_square_image_by_image() -> None:
-    clean = torch.zeros(2, 1, 2, 2)
-    images = torch.tensor([[[[0.3, -0.3], [0.0, 0.0]]], [[[0.0, 0.0], [0.0, 0.4]]]])
-    assert torch.allclose(perturbation_level(images, clean), torch.tensor([2 * 0.3 / 2**0.5, 2 * 0.4 / 2]))
-
-
-def test_the_level_of_gaussian_noise_is_its_standard_deviation_on_the_scale_of_the_paper() -> None:
-    clean = torch.full((4, 3, 64, 64), 0.5)
-    assert torch.allclose(perturbation_level(gaussian_signed(clean, 0.2), clean), torch.full((4,), 0.2), atol=0.01)
 
 
 @pytest.mark.parametrize("eps", [0.0, EPS, 0.1])

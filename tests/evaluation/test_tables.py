@@ -172,3 +172,23 @@ def test_restoration_of_unchanged_images_is_null() -> None:
 def test_json_ready_leaves_no_nan() -> None:
     ready = tables.json_ready({"a": [math.nan, 1.5, (math.inf, 2)], "b": {"c": "text", 0.05: None}})
     assert json.dumps(ready, allow_nan=False) == '{"a": [null, 1.5, [null, 2]], "b": {"c": "text", "0.05": null}}'
+
+
+def test_levels_are_compared_over_changed_images_and_of_restorers_that_estimate_them() -> None:
+    changed, right = flags("1110"), flags("1111")
+    true = torch.tensor([0.2, 0.2, 0.4, 0.0])
+    met = Outcome(right, right, right, changed, level=torch.tensor([0.1, 0.2, 0.1, 0.4]), true_level=true)
+    unknown = Outcome(right, right, right, changed, level=torch.full((4,), torch.nan), true_level=true)
+    clean = Outcome(right, right, right, ~right, level=torch.tensor([0.0, 0.1, 0.3, 0.0]), true_level=torch.zeros(4))
+    noise = AttackSpec("gaussian[-1,1]", eps=0.2)
+    outcomes = {
+        Cell("gan", "gray_box", "oblivious"): clean,
+        Cell("gan", "gray_box", "oblivious", noise): met,
+        Cell("trn", "gray_box", "oblivious", noise): unknown,
+    }
+    found = tables.levels(outcomes)
+    assert list(found) == ["gan"]
+    assert [entry["n"] for entry in found["gan"]] == [4, 3]
+    assert [entry["within_one_step"] for entry in found["gan"]] == pytest.approx([3 / 4, 2 / 3])
+    assert found["gan"][1]["true"] == pytest.approx(0.8 / 3)
+    assert found["gan"][1]["estimated"] == pytest.approx(0.4 / 3)

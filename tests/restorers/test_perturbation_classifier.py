@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gandefense.attacks.random_step import perturbation_level
+from gandefense.attacks.level import perturbation_level
 from gandefense.restorers.perturbation_classifier import PerturbationClassifier
 
 

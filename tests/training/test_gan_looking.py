@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gandefense.attacks.level import LEVELS
 from gandefense.training.gan_looking import confusion, roc_picture
-from gandefense.training.gan_validation import LEVELS, Validation, nearest_level
-
-
-def test_a_level_belongs_to_the_nearest_step() -> None:
-    assert nearest_level(torch.tensor([0.0, 0.04, 0.06, 0.249, 0.251, 0.9])).tolist() == [0, 0, 1, 2, 3, 4]
+from gandefense.training.gan_validation import Validation
 
 
 def test_the_confusion_counts_true_levels_in_lines() -> None:
