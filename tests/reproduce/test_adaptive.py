@@ -55,7 +55,7 @@ def test_a_classifier_alone_meets_the_same_attacks_through_its_one_view() -> Non
 def test_the_shipped_config_attacks_as_it_should_and_quotes_with_sources() -> None:
     asked = config.load(AdaptiveConfig, SHIPPED)
     assert set(asked.white_box.views) == {"straight_through", "detached", "exact", "smooth"}
-    assert {"autoattack", "apgd-ce", "apgd-dlr", "apgd-t", "pgd"} == {entry.attack for entry in asked.white_box.attacks}
+    assert {"autoattack", "apgd-dlr", "pgd"} == {entry.attack for entry in asked.white_box.attacks}
     assert (min(asked.curves.eps), max(asked.curves.eps)) == (0, 64 / 255)
     assert asked.data.limit >= 1000
     for quoted in asked.published:
