@@ -152,13 +152,15 @@ def tiny_networks(place: Path) -> None:
     (place / "weights" / "cifar10").mkdir(parents=True)
     tensors = trained()
     card = {"kind": "classifier", "architecture": "tiny", "data": "cifar10"}
-    shipped = ("classifier", "surrogate", "adversarial-small", "classifier-at", "classifier-at-one-step")
+    shipped = ("classifier", "surrogate", "adversarial-small", "classifier-at", "classifier-at-one-step", "trn-robust-classifier")
     for name in (TINY, *(f"weights/cifar10/{name}.safetensors" for name in shipped)):
         save_weights(place / name, tensors, card)
     shape = {"channels": 3, "labels": 10, "width": 8, "blocks": 1, "halvings": 0, "streams": "both"}
     about = {"data": "cifar10", "classifier": "cifar10/classifier"}
     trn = TwoStreamRestorationNetwork(**shape).state_dict()
-    save_weights(place / "weights/cifar10/trn.safetensors", trn, {**about, "kind": "trn", "network": shape, "threshold": 1.0})
+    card = {**about, "kind": "trn", "network": shape, "threshold": 1.0}
+    save_weights(place / "weights/cifar10/trn.safetensors", trn, card)
+    save_weights(place / "weights/cifar10/trn-robust.safetensors", trn, {**card, "classifier": "cifar10/trn-robust-classifier"})
     shape = {"channels": 3, "size": 32, "ismn": "full", "width": 8, "norm": "group"}
     loop = {"threshold": 1e9, "rounds": 2, "tolerance": 0.01}
     gan = GANNetworks(**shape).state_dict()
