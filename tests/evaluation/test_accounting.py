@@ -36,8 +36,8 @@ def test_the_column_both_is_the_authors_definition(rate: float) -> None:
     found = tables.detection(outcomes, {"magnet": torch.tensor([0.1, 0.3, 0.5, 1.0, 1.3])}, [0.2, 0.4])["magnet"]
     threshold, key = found["thresholds"][f"{rate:g}"], f"{rate:g}"
     (attacked,) = found["attacks"]
-    assert found["clean_accuracy"][key]["both"] == pytest.approx(_authors(RIGHT, CLEAN_SCORE > threshold, attacked=False))
-    assert attacked["accuracy"][key]["both"] == pytest.approx(_authors(STANDING, ATTACKED_SCORE > threshold, attacked=True))
+    assert found["clean_accuracy"][key]["both"] == pytest.approx(_authors(RIGHT, threshold < CLEAN_SCORE, attacked=False))
+    assert attacked["accuracy"][key]["both"] == pytest.approx(_authors(STANDING, threshold < ATTACKED_SCORE, attacked=True))
     assert found["clean_accuracy"][key]["restorer"] == 4 / 5, "a rejection is never to a restorer's credit, nor against it"
     assert attacked["accuracy"][key]["restorer"] == 2 / 5
 

@@ -1,15 +1,8 @@
-"""Evaluations from end to end on a small CIFAR-10, and every mistake that is refused before any work."""
+"""Evaluations from end to end on a small CIFAR-10."""
 
 from __future__ import annotations
 
-import copy
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,42 +17,7 @@ from gandefense.errors import UserError
 from gandefense.evaluation import metrics, work
 from gandefense.evaluation.evaluator import EvaluateConfig
 from tests.evaluation.conftest import Networks
-
-ROOT = Path(__file__).parents[2]
-LIMIT = 24
-GRAY = [  # wide budgets, because the small data set's classes lie far apart
-    {"attack": "fgsm", "eps": "48/255"},
-    {"attack": "pgd", "eps": "48/255", "steps": 3},
-    {"attack": "gaussian[-1,1]", "eps": 0.2},
-]
-WHITE = {"views": ["straight_through", "detached"], "attacks": [{"attack": "pgd", "eps": "48/255", "steps": 2}]}
-
-
-@pytest.fixture
-def settings(networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A quick evaluation; LPIPS is missing, as on most machines, and speed is not dwelt upon."""
-    monkeypatch.setattr(metrics, "_lpips_backbone", lambda: None)
-    monkeypatch.setattr("gandefense.evaluation.cost.LEAST_SECONDS", 0.0)
-    return {
-        "classifier": networks.classifier,
-        "restorers": ["none", networks.trn],
-        "output": str(tmp_path / "out"),
-        "limit": LIMIT,
-        "batch_size": 10,
-        "cost_batch_size": 8,
-        "images": 2,
-        "device": "cpu",
-        "gray_box": GRAY,
-        "white_box": WHITE,
-    }
-
-
-def without_timings(results: dict[str, Any]) -> dict[str, Any]:
-    """What must not depend on when or how fast it was made."""
-    kept = copy.deepcopy(results)
-    for part in ("cost", "made"):
-        del kept[part]
-    return kept
+from tests.helpers.evaluations import GRAY, LIMIT, WHITE, without_timings
 
 
 def test_results_are_whole_and_consistent(settings: dict[str, Any], networks: Networks) -> None:
@@ -125,40 +83,6 @@ def test_accuracies_are_those_of_the_plain_modules(settings: dict[str, Any], net
     assert set(results["worst_case"][networks.trn]) == {"gray_box"}
 
 
-def test_resumed_equals_uninterrupted(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = gandefense.evaluate(**settings)
-    folder = Path(settings["output"])
-    records = sorted(folder.glob("records/*/*.safetensors"))
-    for path in records[::2]:
-        path.unlink()
-    damaged = records[1]
-    damaged.write_bytes(damaged.read_bytes()[:40])
-    (folder / "results.json").unlink()
-    assert without_timings(gandefense.evaluate(**settings)) == without_timings(whole)
-
-    (folder / "results.json").unlink()
-    # With every record there, no attack is run again.
-    monkeypatch.setattr(work, "attack", None)
-    assert without_timings(gandefense.evaluate(**settings)) == without_timings(whole)
-
-
-def test_killed_in_the_middle_goes_on(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole = gandefense.evaluate(**{**settings, "output": str(tmp_path / "whole")})
-    real, calls = work.attack, []
-
-    def dies(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(work, "attack", dies)
-    with pytest.raises(KeyboardInterrupt):
-        gandefense.evaluate(**settings)
-    assert not (Path(settings["output"]) / "results.json").exists()
-    assert without_timings(gandefense.evaluate(**settings)) == without_timings(whole)
-
-
 def test_attacks_on_the_classifier_are_made_once(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     real, made = work.attack, []
 
@@ -172,105 +96,6 @@ def test_attacks_on_the_classifier_are_made_once(settings: dict[str, Any], monke
     alone = [title for kind, title in made if kind != "View"]
     assert sorted(alone) == ["fgsm", "gaussian[-1,1]", "pgd-2", "pgd-3"]
     assert len(made) - len(alone) == 2  # one a view
-
-
-def test_a_finished_folder_is_refused_unless_overwritten(settings: dict[str, Any]) -> None:
-    settings |= {"limit": 4, "white_box": {"views": [], "attacks": []}, "images": 0, "gray_box": []}
-    gandefense.evaluate(**settings)
-    with pytest.raises(UserError, match="finished evaluation"):
-        gandefense.evaluate(**settings)
-    mine = Path(settings["output"]) / "notes.txt"
-    mine.write_text("kept")
-    assert gandefense.evaluate(**settings, overwrite=True, seed=5)["made"]["seed"] == 5
-    assert mine.read_text() == "kept"
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [({"seed": 9}, "seed"), ({"gray_box": GRAY[:1]}, "gray_box"), ({"limit": 5}, "data"), ({"batch_size": 2}, "batch_size")],
-)
-def test_stale_records_are_refused(change: dict[str, Any], named: str, settings: dict[str, Any]) -> None:
-    settings |= {"limit": 4, "white_box": {"views": [], "attacks": []}, "images": 0, "gray_box": []}
-    gandefense.evaluate(**settings)
-    (Path(settings["output"]) / "results.json").unlink()
-    with pytest.raises(UserError, match=f"records of another evaluation.*{named}"):
-        gandefense.evaluate(**settings | change)
-
-
-def test_records_of_other_weights_are_refused(settings: dict[str, Any], networks: Networks) -> None:
-    from gandefense.weights_io import load_weights, save_weights
-
-    settings |= {"limit": 4, "white_box": {"views": [], "attacks": []}, "images": 0, "gray_box": []}
-    gandefense.evaluate(**settings)
-    (Path(settings["output"]) / "results.json").unlink()
-    tensors, description = load_weights(networks.trn)
-    save_weights(Path(networks.trn), {name: tensor + 0.01 for name, tensor in tensors.items()}, description)
-    with pytest.raises(UserError, match="weights"):
-        gandefense.evaluate(**settings)
-
-
-def test_a_record_from_elsewhere_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    settings |= {"limit": 4, "white_box": {"views": [], "attacks": []}, "images": 0, "gray_box": []}
-    gandefense.evaluate(**settings)
-    gandefense.evaluate(**settings | {"output": str(tmp_path / "other"), "seed": 3})
-    one, other = (next(folder.glob("records/none_clean*/*")) for folder in (Path(settings["output"]), tmp_path / "other"))
-    shutil.copy(other, one)
-    (Path(settings["output"]) / "results.json").unlink()
-    with pytest.raises(UserError, match="belongs to another evaluation"):
-        gandefense.evaluate(**settings)
-
-
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"restorers": ["cifar10/nonesuch"]}, "unknown network 'cifar10/nonesuch'"),
-    ({"restorers": []}, "restorers is empty"),
-    ({"restorers": ["none", "none"]}, "twice"),
-    ({"classifier": "cifar10/nonesuch"}, "unknown network"),
-    ({"gray_box": [{"attack": "pgd", "stepz": 3}]}, "stepz"),
-    ({"white_box": {"views": ["exact"], "attacks": [{"attack": "pgd", "epsilon": 0.1}]}}, "epsilon"),
-    ({"gray_box": [{"eps": 0.1}]}, "attack"),
-    ({"gray_box": [{"attack": "cv"}]}, "unknown attack 'cv'"),
-    ({"gray_box": [{"attack": "pgd", "loss": "joint"}]}, "list it under white_box.attacks"),
-    ({"gray_box": [{"attack": "pgd", "views": ["exact"]}]}, "views are for white_box.attacks"),
-    ({"black_box": {"queries": [{"attack": "pgd"}]}}, "pgd needs gradients; known: square, hopskipjump"),
-    ({"black_box": {"sources": ["cifar10/nonesuch"]}}, "unknown network"),
-    ({"curves": {"steps": [1, 2], "attack": {"attack": "fgsm"}}}, "fgsm takes one step"),
-    ({"curves": {"eot": [1, 2], "attack": {"attack": "fab"}}}, "curves.eot: fab"),
-    ({"black_box": {"transfer": [{"attack": "pgd", "survivors": True}]}}, "survivors is for"),
-    ({"white_box": {"attacks": [{"attack": "pgd", "views": ["sideways"]}]}}, "no view of a defence"),
-    ({"curves": {"eps": [2]}}, r"curves.eps: values must be in \[0, 1\]"),
-    ({"curves": {"eps": [0.1], "attack": {"attack": "pgd-l2", "eps": 0.5}}}, "pgd-l2 has an L2 budget; take pgd"),
-    ({"gray_box": [{"attack": "pgd-l2"}]}, "pgd-l2: give eps, the L2 length"),
-    ({"curves": {"steps": [3, 3]}}, "curves.steps lists a value twice"),
-    ({"curves": {"attack": {"attack": "square"}}}, "follows no gradient"),
-    ({"resubmissions": 0}, "resubmissions must be at least 1"),
-    ({"gray_box": [{"attack": "pgd", "eps": 8}]}, "8/255"),
-    ({"gray_box": [{"attack": "pgd"}, {"attack": "pgd"}]}, "twice"),
-    ({"white_box": {"views": ["oblivious"]}}, "no view of a defence"),
-    ({"white_box": {"attacks": [{"attack": "gaussian[0,1]", "eps": 0.1}]}}, "list it under gray_box"),
-    ({"false_positive_rates": [0]}, "between 0 and 1"),
-    ({"batch_size": 0}, "batch_size must be at least 1"),
-    ({"limit": 0}, "data.limit must be at least 1"),
-    ({"restorer": ["none"]}, "unknown key restorer"),
-    ({"data": {"name": "mnist"}}, "unknown data set 'mnist'"),
-]
-
-
-@pytest.mark.parametrize(("change", "said"), REFUSED)
-def test_mistakes_are_refused_before_any_work(
-    change: dict[str, Any], said: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gandefense.data.datasets.load", None)
-    with pytest.raises(UserError, match=said) as caught:
-        gandefense.evaluate(**{**settings, **change})
-    assert "\n" not in str(caught.value)
-    assert not Path(settings["output"]).exists()
-
-
-def test_a_restorer_cannot_stand_in_for_a_classifier(settings: dict[str, Any], networks: Networks) -> None:
-    with pytest.raises(UserError, match="not a classifier"):
-        gandefense.evaluate(**settings | {"classifier": networks.trn})
-    with pytest.raises(UserError, match="not a restorer"):
-        gandefense.evaluate(**settings | {"restorers": [networks.classifier]})
 
 
 def test_config_file_object_and_keywords_agree(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -352,30 +177,6 @@ def load_tool() -> Callable[[], Any]:
     return load
 
 
-FULL = {
-    "gray_box": [{"attack": "fgsm", "eps": "48/255"}, {"attack": "apgd-ce", "eps": "48/255", "steps": 3, "survivors": True}],
-    "white_box": {
-        "views": ["straight_through", "detached", "exact", "smooth"],
-        "attacks": [
-            {"attack": "pgd", "eps": "24/255", "steps": 2, "views": ["detached"]},
-            {"attack": "pgd", "eps": "24/255", "steps": 2, "loss": "joint", "views": ["straight_through", "detached"]},
-            {"attack": "apgd-dlr", "eps": "24/255", "steps": 3, "survivors": True},
-        ],
-    },
-    "curves": {"eps": [0, "24/255"], "steps": [1, 3], "eot": [1, 2], "images": 7, "attack": {"attack": "pgd", "steps": 2}},
-}
-
-
-@pytest.fixture
-def full(settings: dict[str, Any], networks: Networks) -> dict[str, Any]:
-    """Every threat and every curve."""
-    same = Path(networks.classifier).with_name("other.safetensors")
-    shutil.copy(networks.classifier, same)
-    black = {"sources": [str(same)], "transfer": [{"attack": "fgsm", "eps": "48/255"}]}
-    black["queries"] = [{"attack": "square", "eps": "48/255", "queries": 5, "survivors": True}]
-    return {**settings, **FULL, "black_box": black, "restorers": [networks.trn]}
-
-
 def test_every_threat_and_curve(full: dict[str, Any], networks: Networks) -> None:
     results = gandefense.evaluate(**full)
     trn = networks.trn
@@ -411,172 +212,3 @@ def test_every_threat_and_curve(full: dict[str, Any], networks: Networks) -> Non
     for path in sorted(folder.glob("records/*/*.safetensors"))[::3]:
         path.unlink()
     assert without_timings(gandefense.evaluate(**full)) == without_timings(results), "a resumed evaluation ends the same"
-
-
-def two_classes() -> torch.nn.Module:
-    """A classifier of two classes, bright against dark, for attributes such as a face's."""
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
-    with torch.no_grad():
-        network[1].weight[0], network[1].weight[1] = -0.01, 0.01
-        network[1].bias.copy_(torch.tensor([15.36, -15.36]))
-    return network
-
-
-def test_a_binary_attribute_gets_attacks_that_two_classes_allow(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dataclasses import replace
-
-    description = datasets.describe("cifar10")
-    monkeypatch.setitem(datasets.DATASETS, "cifar10", replace(description, classes=("dark", "bright")))
-    real = datasets.load
-
-    def load(config: DataConfig, split: str, *, seed: int = 0) -> Any:
-        data = real(config, split, seed=seed)
-        return data._replace(labels=(data.images.float().mean((1, 2, 3)) > 127.5).long())
-
-    monkeypatch.setattr(datasets, "load", load)
-    attacks: list[dict[str, Any]] = [
-        {"attack": "apgd-ce", "eps": "8/255", "steps": 3},
-        {"attack": "fab", "eps": "8/255", "steps": 3},
-    ]
-    attacks += [{"attack": "autoattack", "eps": "8/255", "steps": 3, "queries": 20}]
-    attacks += [{"attack": "pgd", "eps": "8/255", "steps": 3, "loss": "margin"}]
-    black = {"queries": [{"attack": "square", "eps": "8/255", "queries": 20}]}
-    settings |= {"classifier": f"{__name__}.two_classes", "restorers": [f"{__name__}.Noisy"], "gray_box": [], "images": 0}
-    results = gandefense.evaluate(**settings | {"black_box": black, "white_box": {"views": ["exact"], "attacks": attacks}})
-    assert results["data"]["classes"] == 2
-    assert [row["attack"] for row in results["rows"]] == ["none", "square", "apgd-ce", "fab", "autoattack", "pgd"]
-    assert results["classifier"]["accuracy"] == 1
-    monkeypatch.setattr(work, "attack", None)
-    with pytest.raises(UserError, match="apgd-t: needs at least 4 classes, the network has 2"):
-        attacks = [{"attack": "apgd-t", "eps": "8/255", "steps": 3}]
-        gandefense.evaluate(**settings | {"overwrite": True, "white_box": {"views": ["exact"], "attacks": attacks}})
-
-
-class Cut(gandefense.Restorer):
-    """Leaves images as they are, and no gradient."""
-
-    def forward(self, images: torch.Tensor) -> gandefense.Restoration:
-        nothing = torch.zeros(len(images))
-        return gandefense.Restoration(images.detach(), nothing, nothing.bool(), nothing, {})
-
-
-def test_a_view_without_a_gradient_is_refused_before_any_attack(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(work, "attack", None)
-    with pytest.raises(UserError, match=r"Cut has no gradient in the view exact.*take the view straight_through"):
-        gandefense.evaluate(**settings | {"restorers": [f"{__name__}.Cut"], "white_box": {**WHITE, "views": ["exact"]}})
-    assert not Path(settings["output"]).exists()
-
-
-class Overshooting(gandefense.Restorer):
-    """Leaves the range by a rounding error, as filters do."""
-
-    def forward(self, images: torch.Tensor) -> gandefense.Restoration:
-        nothing = torch.zeros(len(images))
-        return gandefense.Restoration(torch.ones_like(images) * (1 + 2e-7), nothing, nothing.bool(), nothing, {})
-
-
-def test_a_restorers_rounding_is_forgiven(settings: dict[str, Any]) -> None:
-    name = f"{__name__}.Overshooting"
-    settings |= {"restorers": [name], "limit": 4, "gray_box": [], "white_box": {"views": [], "attacks": []}, "images": 0}
-    assert gandefense.evaluate(**settings)["restoration"][name][0]["n"] == 4
-
-
-class Branches(gandefense.Restorer):
-    """Takes one of two ways, chosen once a batch: most pairs of passes agree."""
-
-    def forward(self, images: torch.Tensor) -> gandefense.Restoration:
-        nothing = torch.zeros(len(images))
-        chosen = images if torch.rand(()) < 0.5 else images.flip(-1)
-        return gandefense.Restoration(chosen, nothing, nothing.bool(), nothing, {})
-
-
-def test_seldom_randomness_is_noticed(settings: dict[str, Any]) -> None:
-    name = f"{__name__}.Branches"
-    settings |= {"restorers": [name], "limit": 4, "gray_box": [], "white_box": {"views": [], "attacks": []}, "images": 0}
-    assert gandefense.evaluate(**settings)["randomised"][name]
-
-
-class Noisy(gandefense.Restorer):
-    """Adds noise: two passes over the same images differ."""
-
-    def forward(self, images: torch.Tensor) -> gandefense.Restoration:
-        nothing = torch.zeros(len(images))
-        noisy = (images + 0.4 * torch.randn_like(images)).clamp(0, 1)
-        return gandefense.Restoration(noisy, nothing, nothing.bool(), nothing, {})
-
-
-def test_a_randomised_defence_is_resubmitted(settings: dict[str, Any]) -> None:
-    name = f"{__name__}.Noisy"
-    white = {"views": ["exact"], "attacks": [{"attack": "pgd", "eps": "24/255", "steps": 2, "eot": 2}]}
-    curves = {"eot": [1, 2], "attack": {"attack": "pgd", "steps": 1}, "view": "exact", "images": 5}
-    results = gandefense.evaluate(**{**settings, "restorers": [name], "white_box": white, "curves": curves, "resubmissions": 4})
-    assert results["randomised"] == {"none": False, name: True}
-    white_row = results["rows"][-1]
-    assert (white_row["eot_samples"], white_row["resubmissions"]) == (2, 4)
-    assert all(row["resubmitted_accuracy"] <= row["accuracy"] for row in results["rows"])
-    assert any(row["resubmitted_accuracy"] < row["accuracy"] for row in results["rows"]), "noise this strong changes its mind"
-    assert results["worst_case"][name]["white_box"]["accuracy"] <= white_row["resubmitted_accuracy"]
-    assert [point["samples"] for point in results["curves"][name]["eot"]["points"]] == [1, 2]
-
-
-@pytest.fixture
-def on_disk(full: dict[str, Any], tmp_path: Path, _small_root: Path) -> Path:
-    """The whole evaluation as a config file."""
-    from omegaconf import OmegaConf
-
-    limit = full.pop("limit")
-    config = tmp_path / "evaluate.yaml"
-    OmegaConf.save(OmegaConf.create({**full, "output": None, "data": {"limit": limit, "root": str(_small_root)}}), config)
-    return config
-
-
-TOOL = ["-m", "tests.helpers.with_small_cifar10", "tools/evaluate.py"]
-
-
-def results_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "results.json").read_text())
-
-
-@pytest.mark.slow
-def test_two_processes_end_with_the_table_of_one(
-    on_disk: Path, tmp_path: Path, python: Callable[..., Any], _small_root: Path
-) -> None:
-    tables = []
-    for count in (1, 2):
-        folder = tmp_path / f"by{count}"
-        words = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", str(29600 + count)]
-        done = python(*words, *TOOL, str(on_disk), f"output={folder}", GANDEFENSE_DATA=str(_small_root))
-        assert done.returncode == 0, done.stderr
-        assert results_of(folder)["made"]["processes"] == count
-        tables.append(without_timings(results_of(folder)))
-    assert tables[0]["rows"] == tables[1]["rows"] and tables[0]["worst_case"] == tables[1]["worst_case"]
-    assert tables[0] == tables[1]
-
-
-@pytest.mark.slow
-def test_killed_and_started_again_ends_with_the_same_table(
-    on_disk: Path, tmp_path: Path, python: Callable[..., Any], _small_root: Path
-) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    environment = {"GANDEFENSE_DATA": str(_small_root), "OMP_NUM_THREADS": "1"}
-    done = python(*TOOL, str(on_disk), f"output={whole}", **environment)
-    assert done.returncode == 0, done.stderr
-    records = len(list(whole.glob("records/*/*.safetensors")))
-
-    command = [sys.executable, *TOOL, str(on_disk), f"output={killed}"]
-    for share in (0.2, 0.6):  # killed twice, in different places
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 120
-        while len(list(killed.glob("records/*/*.safetensors"))) < share * records and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
-        assert not (killed / "results.json").exists()
-    done = python(*command[1:], **environment)
-    assert done.returncode == 0, done.stderr
-    assert without_timings(results_of(killed)) == without_timings(results_of(whole))
