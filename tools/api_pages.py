@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the reference pages from the source: docs/api/*.md from docstrings, docs/config-keys.md from the config classes.
+"""Write the reference pages: docs/api/*.md from docstrings, docs/config-keys.md from config classes, docs/networks.md from cards.
 
 The source is read, not imported, so that defaults stand as they are written (8 / 255) and no Python version matters.
 
@@ -8,11 +8,13 @@ usage: python tools/api_pages.py [check=true]        (check: write nothing, exit
 
 import ast
 import functools
+import json
 import re
 import sys
 import textwrap
 import tokenize
 from pathlib import Path
+from typing import Any
 
 from gandefense.command_line import run_tool
 from gandefense.errors import UserError
@@ -250,12 +252,52 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+# --- docs/networks.md
+
+
+RENAMED = {"cifar10/classifier-at-one-step": "cifar10_at_one_step"}  # trained when its config had another name
+
+
+def networks_page() -> str:
+    """docs/networks.md: every shipped network, as its card says."""
+    cards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((PACKAGE / "weights").rglob("*.json"))]
+    names = {card["name"] for card in cards}
+    lines = ["| name | is | images | parameters | before | trained by | right, clean |", "|---|---|---|---:|---|---|---|"]
+    for card in cards:
+        own = f"{card['name']}-classifier"
+        before = own if own in names else card["recipe"].get("classifier")
+        before = f"`{before}`" if before and card["kind"] != "classifier" else "–"
+        rows = (card.get("test") or {}).get("rows", [])
+        clean = [f"{100 * row['accuracy']:.1f} %, n = {row['n']:,}" for row in rows if row["attack"] == "none"]
+        cells = [f"`{card['name']}`", card["kind"], card["data"], f"{card['parameters']:,}", before, _config_of(card)]
+        lines.append("| " + " | ".join([*cells, clean[0] if clean else "–"]) + " |")
+    about = (
+        "What `classifier=`, `restorers=[…]` and `gandefense.load` take by name. Each has a card beside its weights, under "
+        "`gandefense/weights`, with its whole recipe, versions and figures; weights of CelebA are for non-commercial research "
+        "only. “Before”: the classifier that a restorer was trained for. “Right, clean”: of test images, where the card holds an "
+        "evaluation; the tables in the [README](../README.md) and in [The defences](defences.md) have the rest. "
+        "[All pages](index.md)"
+    )
+    return "\n\n".join(["# Shipped networks", NOTE, about, "\n".join(lines)]) + "\n"
+
+
+def _config_of(card: dict[str, Any]) -> str:
+    """The config file that a card's run, or else the network itself, is named after; what really ran stands in the card."""
+    run = (card["recipe"].get("run") or {}).get("name")
+    for name in (RENAMED.get(card["name"], run), card["name"].replace("/", "_").replace("-", "_")):
+        for kind in ("classifier", "trn", "gan", "joint", "baselines"):
+            if (ROOT / "configs" / kind / f"{name}.yaml").is_file():
+                return f"`configs/{kind}/{name}.yaml`"
+    return "its card's recipe"
+
+
 # --- all of them
 
 
 def pages() -> dict[Path, str]:
     """Every generated page: path → text."""
-    return {**{DOCS / "api" / f"{title}.md": api_page(title) for title in PAGES}, DOCS / "config-keys.md": config_page()}
+    reference = {DOCS / "api" / f"{title}.md": api_page(title) for title in PAGES}
+    return {**reference, DOCS / "config-keys.md": config_page(), DOCS / "networks.md": networks_page()}
 
 
 def out_of_date() -> dict[Path, str]:

@@ -117,7 +117,8 @@ class Measurement:
         alone_too = list(dict.fromkeys(self.bare(cell) for cells in asked.values() for cell in cells))
         self.cells = {**asked, NO_RESTORER: alone_too}
         self.curves = {name: curve_cells(config, name, randomised=self.randomised[name]) for name in self.defences}
-        for cell in alone_too:
+        drawn = [cell for curves in self.curves.values() for cells in curves.values() for cell in cells]
+        for cell in (*alone_too, *drawn):
             if cell.adversarial:
                 check_classes(cell.spec.attack, self.classes)
         self._check_gradients(first)

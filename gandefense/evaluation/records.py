@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -31,6 +32,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.cache  # read once, near the start: what is edited while a process runs is not what it runs
 def code_hash() -> str:
     """SHA-256 over the package's own source, so that records of other code are never mixed in."""
     digest = hashlib.sha256()

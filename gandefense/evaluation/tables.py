@@ -103,11 +103,12 @@ def mean_accuracy(right: Tensor, passes: Tensor | None) -> dict[str, Any]:
 def worst_cases(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
     """Accuracy when an image counts only if it is right clean and under every attack that the attacker may choose.
 
-    A white_box attacker may also ignore the defence or only query it, so that those attacks count for white_box too; `own`
-    is the figure of the threat's own attacks alone, without those on survivors of other threats' attacks (None: there are
-    no others). Noise is left out, because nobody chose it to do harm, and so are attacks within an L2 ball, whose budget is
-    another one; the titles left out are named. An image that is handed to a randomised defence several times must be right
-    each time. "none" is the classifier alone, each attack made against itself, once.
+    A white_box attacker may also ignore the defence or only query it, so that those attacks count for white_box too; `own` is
+    the figure of the threat's own attacks alone, without those on survivors of other threats' attacks (None: there are no
+    others). Noise is left out, because nobody chose it to do harm, and so are attacks within an L2 ball, whose budget is
+    another one, and other threats' attacks beyond the largest budget of this threat's own; the titles left out are named. An
+    image that is handed to a randomised defence several times must be right each time. "none" is the classifier alone, each
+    attack made against itself, once.
     """
     result: dict[str, dict[str, Any]] = {}
     for restorer in dict.fromkeys(cell.restorer for cell in outcomes):
@@ -142,8 +143,10 @@ def standing(outcomes: Outcomes) -> dict[str, Tensor]:
 
 
 def _chosen(outcomes: Outcomes, threat: str) -> Outcomes:
-    """The attacks that a threat's attacker may choose."""
-    return {cell: outcome for cell, outcome in outcomes.items() if cell.threat in ALSO[threat] and cell.counts}
+    """The attacks that a threat's attacker may choose: the threat's own, and the others' up to the largest of its budgets."""
+    limit = max(cell.spec.eps for cell in outcomes if cell.threat == threat and cell.counts)
+    within = {cell: outcome for cell, outcome in outcomes.items() if cell.counts and cell.spec.eps <= limit * (1 + 1e-9)}
+    return {cell: outcome for cell, outcome in within.items() if cell.threat in ALSO[threat]}
 
 
 def _flags(outcomes: Outcomes, chosen: Outcomes, kind: str) -> Tensor:
@@ -160,7 +163,7 @@ def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
     own = {cell: outcome for cell, outcome in outcomes.items() if cell.threat == threat and cell.counts}
     own = {cell: outcome for cell, outcome in own.items() if not (cell.survivors and mixed)}
     chosen = _chosen(outcomes, threat)
-    others = [cell for cell in outcomes if cell.threat in ALSO[threat] and cell.spec and not cell.counts]
+    others = [cell for cell in outcomes if cell.threat in ALSO[threat] and cell.spec and cell not in chosen]
     views = kind == "stands"
     names = []
     for cell in chosen:

@@ -77,13 +77,16 @@ def check(config: AdaptiveConfig) -> None:
     """Raise UserError for missing or unknown networks, bad attacks or folders that cannot be written, before any work."""
     if not config.classifiers or not config.defences:
         raise UserError("classifiers and defences: name at least one of each; every defence is compared with every classifier")
-    bounded = [any(entry.spec().norm == "linf" for entry in attacks) for attacks in (config.gray_box, config.white_box.attacks)]
+    used = [entry for entry in config.white_box.attacks if entry.views is None or entry.views]
+    bounded = [any(entry.spec().norm == "linf" for entry in attacks) for attacks in (config.gray_box, used)]
     if not (all(bounded) and config.white_box.views):
         raise UserError(
             "gray_box, white_box.views and white_box.attacks: the table needs an attack of each, with a budget of every pixel"
         )
     for name in (*config.classifiers, *config.defences):
         resolve(None, settings(config, name))
+    for name in config.defences:
+        zoo.load(name)  # a classifier that is not the one the restorer was trained with is refused
     for folder in (Path(config.folder) / "adaptive", Path(config.results)):
         check_folder(folder)
 
@@ -144,7 +147,7 @@ def entry_of(results: dict[str, Any], name: str, restorer: str) -> dict[str, Any
     entry["its_classifier"]["mcnemar"] = worst["white_box"]["mcnemar"]
     for row in results["rows"]:
         if row["threat"] == "white_box" and not row["survivors"]:
-            entry["views"].setdefault(row["title"], {})[row["view"]] = figure(row)
+            entry["views"].setdefault(f"{row['title']}, {pixels(row['eps'])}", {})[row["view"]] = figure(row)
     return entry
 
 
@@ -171,13 +174,14 @@ def main_table(entries: list[dict[str, Any]], config: AdaptiveConfig) -> Table:
             gained = points(entry["white_box"]["accuracy"] - own["white_box"]["accuracy"])
             line += [interval(own["clean"]), interval(own["white_box"]), f"{gained} points, {p_value(own['mcnemar']['p'])}"]
         lines.append([*line, f"{entry['parameters']:,}", f"{entry['images_per_second']:,.0f}"])
-    attacks = ", ".join(entry.spec().title() for entry in config.white_box.attacks)
+    attacks = ", ".join(f"{entry.spec().title()} at {pixels(entry.spec().eps)}" for entry in config.white_box.attacks)
     views = ", ".join(config.white_box.views)
     note = (
         f"The worst case counts an image only if it is right clean and under every attack of the threat; white_box includes the "
         f"other two, and has the views {views} and the attacks {attacks}. Its classifier alone is the static rule: the "
         f"same classifier without the restorer, attacked itself, with McNemar's exact test. It was trained to see restored "
-        f"images, so that its being lower says little; the next table compares with classifiers that stand alone."
+        f"images, so that its being lower says little; the next table compares with classifiers that stand alone. A classifier "
+        f"alone has one view: it meets an attack once that a defence meets once a view, each time from another random start."
     )
     return Table("adaptive", "Held against an attacker who knows", note, header, lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -77,6 +78,7 @@ def prepared(recipe: str, data: DataConfig, changes: dict[str, Any]) -> Any:
     return config
 
 
+@functools.cache  # as `evaluation.records.code_hash`
 def code_hash() -> str:
     """SHA-256 over the source that trainings depend on."""
     digest = hashlib.sha256()

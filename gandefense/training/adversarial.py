@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from gandefense.training.state import require
 # et al. 2019); alp: pgd, and the pair's logits drawn together (Kannan et al. 2018); suite: as pgd, with an attack of the
 # evaluator's own. Attacked anew for every batch.
 METHODS = ("none", "fgsm", "pgd", "trades", "alp", "suite")
-CONTROL = AttackSpec("pgd", steps=10)  # what validation images are attacked with; its eps is the training's
+CONTROL = AttackSpec("pgd", steps=10)  # what validation images are attacked with; for its eps see `control`
 TRADES_START = 0.001  # standard deviation of the start in pixel units: the KL has no gradient at the clean image itself
 
 
@@ -47,7 +47,8 @@ class AdversarialConfig:
     beta: float = 6.0  # of trades, 1/λ in the paper; 6 is its choice
     pairing_weight: float = 0.5  # of alp, times the mean squared difference of the pair's logits
     awp: WeightPerturbationConfig = field(default_factory=WeightPerturbationConfig)
-    validation_images: int = 500  # attacked with PGD-10 after every epoch, to see whether the few steps still teach
+    validation_images: int = 500  # attacked with PGD-10 at every validation, to see whether the few steps still teach
+    validation_eps: float | None = None  # budget of that PGD-10; None: `eps`. Runs of different `eps` compare only at one budget
 
 
 def check(options: AdversarialConfig) -> None:
@@ -58,6 +59,8 @@ def check(options: AdversarialConfig) -> None:
         raise UserError(f"train.adversarial.attack must be one of {', '.join(STEPWISE)}, got {options.attack!r}")
     if not 0 < options.eps <= 1:
         raise UserError(f"train.adversarial.eps is in pixel units of [0, 1] images (write 8/255), got {options.eps}")
+    if options.validation_eps is not None and not 0 < options.validation_eps <= 1:
+        raise UserError(f"train.adversarial.validation_eps is in pixel units (write 8/255), got {options.validation_eps}")
     require(counts={f"train.adversarial.{name}": getattr(options, name) for name in ("steps", "validation_images")})
     require(positive={"train.adversarial.step_size": step_size(options)})
     if not 0 <= options.clean_weight <= 1:
@@ -178,12 +181,17 @@ def weighed(
     return total
 
 
+def control(options: AdversarialConfig) -> AttackSpec:
+    """What validation images are attacked with: PGD-10 at `validation_eps`, else at the training's budget."""
+    return replace(CONTROL, eps=options.eps if options.validation_eps is None else options.validation_eps)
+
+
 def robust_accuracy(
     network: nn.Module, data: Images, options: AdversarialConfig, device: torch.device, batch_size: int = 250
 ) -> float:
-    """Fraction of the first validation images that stay right under PGD-10 of the training's eps."""
+    """Fraction of the first validation images that stay right under PGD-10; for its budget see `control`."""
     few = data.rows(slice(options.validation_images))
-    spec = AttackSpec(CONTROL.attack, eps=options.eps, steps=CONTROL.steps)
+    spec = control(options)
     right = 0
     with frozen(network):  # in eval mode for the prediction, too: batch norm must not learn from validation images
         for images, labels in batches(few, at_once(few.images.shape[-1], batch_size), device):

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gandefense.attacks.cache import fingerprint
-from gandefense.attacks.suite import AttackSpec, attack
+from gandefense.attacks.suite import attack
 from gandefense.attacks.threats import VIEWS
-from gandefense.config import DataConfig
 from gandefense.data import datasets
 from gandefense.data.batches import augmentation, batch_indices, content_hash, to_float
 from gandefense.precision import autocast
@@ -20,7 +19,7 @@ from gandefense.restorers.base import DefendedClassifier
 from gandefense.restorers.gan import GANRestorer
 from gandefense.restorers.trn import TRNRestorer
 from gandefense.training import adversarial
-from gandefense.training.adversarial import CONTROL, AdversarialConfig
+from gandefense.training.adversarial import AdversarialConfig, control
 from gandefense.training.adversarial_weights import perturbed_weights
 from gandefense.training.classifier import accuracy
 from gandefense.training.joint_pass import losses
@@ -84,12 +83,12 @@ def train(config: JointConfig) -> Path:
     """
     check(config)
     options, attacks = config.train, config.train.adversarial
-    device, data = current_device(config.run.device), datasets.describe(config.data.name)
+    device, data = current_device(config.run.device), datasets.describe(config.data)
     autocast(device, config.run.precision)
     seed_everything(config.run.seed)
     defended, described, architecture = begun(config, data)
     images = datasets.load(config.data, "train", seed=config.run.seed)
-    validation = datasets.load(DataConfig(config.data.name, config.data.root, config.data.download), "validation")
+    validation = datasets.load(config.data.whole(), "validation")
     few = validation.rows(slice(attacks.validation_images))
     made_from = {"the images": content_hash(images, validation)}
     if config.restorer is not None:
@@ -184,7 +183,7 @@ def train(config: JointConfig) -> Path:
 
         kept = run.extra["kept"]
         average.module.load_state_dict(kept["state"])
-        path = _write(run, average.module, config, described, architecture, kept, validation, device)
+        path = _write(run, average.module, config, data.name, described, architecture, kept, validation, device)
         print(f"{readable(kept['figures'])} (step {kept['step']}, n = {len(few.labels)}); weights: {path}")
         return path
 
@@ -213,6 +212,7 @@ def _write(
     run: Run,
     defended: DefendedClassifier,
     config: JointConfig,
+    trained_on: str,
     described: dict[str, Any],
     architecture: str,
     kept: dict[str, Any],
@@ -220,7 +220,7 @@ def _write(
     device: torch.device,
 ) -> Path:
     """The classifier beside the restorer, which names it; the restorer last, because it marks the run as finished."""
-    restorer, about = defended.restorer, {"data": config.data.name, "adversarial": config.train.adversarial.method}
+    restorer, about = defended.restorer, {"data": trained_on, "adversarial": config.train.adversarial.method}
     alone = {name: value for name, value in kept["figures"].items() if name.endswith("_alone")}
     card = {**about, "kind": "classifier", "architecture": architecture, "trained_with": config.family, "measured": alone}
     card |= {"config": run.config, "versions": versions()}
@@ -231,7 +231,7 @@ def _write(
         described = {**described, "threshold": scores.quantile(1 - config.false_positive_rate).item()}
     else:
         loop = {"threshold": restorer.threshold, "rounds": config.passing.rounds, "tolerance": restorer.tolerance}
-        described = {**described, "loop": loop}
+        described = {**described, "loop": {**loop, "generator": restorer.generator}}
     metadata = {"kind": config.family, **about, "classifier": JOINT, "classifier_fingerprint": fingerprint(defended.classifier)}
     metadata |= {**described, "kept_step": kept["step"], "measured": kept["figures"]}
     return run.finish(network_of(defended).state_dict(), metadata)
@@ -240,7 +240,7 @@ def _write(
 def _grid(run: Run, defended: DefendedClassifier, few: datasets.Images, attacks: AdversarialConfig, device: torch.device) -> None:
     """A fixed grid: clean · attacked through the exact view · restored · what was removed ×5 around grey."""
     clean, labels = to_float(few.images[:12].to(device)), few.labels[:12].to(device)
-    spec = AttackSpec(CONTROL.attack, eps=attacks.eps, steps=CONTROL.steps)
+    spec = control(attacks)
     attacked = attack(defended.view("exact"), clean, labels, spec).images
     restored = defended.restore(attacked).images
     run.grid("validation/clean_attacked_restored_residual", [clean, attacked, restored, (attacked - restored) * 5 + 0.5])

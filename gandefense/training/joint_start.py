@@ -92,7 +92,7 @@ def check(config: JointConfig) -> None:
     positive = {"train.restorer_rate": options.restorer_rate, "train.classifier_rate": options.classifier_rate}
     require(
         counts={**counts, "passing.rounds": config.passing.rounds},
-        positive={**positive, "passing.softness": config.passing.softness},
+        positive={**positive, "train.gradient_clip": options.gradient_clip, "passing.softness": config.passing.softness},
         fractions={"false_positive_rate": config.false_positive_rate},
     )
     for name, value, known in (("family", config.family, FAMILIES), ("keep", config.keep, KEEP)):
@@ -106,6 +106,10 @@ def check(config: JointConfig) -> None:
     for name, value in {**weights, **shares, "train.alignment": options.alignment}.items():
         if not value >= 0:
             raise UserError(f"{name} must not be negative, got {value}")
+    if not 0 <= options.label_smoothing <= 1:
+        raise UserError(f"train.label_smoothing must lie in [0, 1], got {options.label_smoothing}")
+    if not options.weight_decay >= 0:
+        raise UserError(f"train.weight_decay must not be negative, got {options.weight_decay}")
     if not abs(config.threshold) < float("inf"):
         raise UserError(f"threshold must be a finite number, got {config.threshold}")
     if not sum(shares.values()) > 0:
@@ -130,12 +134,13 @@ def begun(config: JointConfig, data: datasets.Dataset) -> tuple[DefendedClassifi
 
     Raises:
         UserError: names that stand for something else, another data set, a classifier that cannot be built again, a restorer
-            whose threshold is no number.
+            whose threshold is no number or which flags by several signals.
     """
     architecture = zoo.describe(config.classifier).get("architecture")
     classifier = zoo.load_classifier(config.classifier)
     if architecture is None:
         raise UserError(f"classifier={config.classifier}: it is written again at the end, so it must be a trained one of ours")
+    zoo.try_out(config.classifier, classifier, data)
     if config.restorer is None:
         shape: dict[str, Any] = {"channels": data.channels}
         if config.family == "trn":
@@ -155,6 +160,11 @@ def begun(config: JointConfig, data: datasets.Dataset) -> tuple[DefendedClassifi
         raise UserError(f"restorer={config.restorer} is a {is_for}, not a {wanted}")
     restorer = zoo.load_restorer(config.restorer, classifier)
     if isinstance(restorer, GANRestorer):
+        if restorer.detector is not None:
+            raise UserError(
+                f"restorer={config.restorer} flags by several signals, calibrated before its own classifier; joint training "
+                "takes a restorer whose perturbation classifier decides alone"
+            )
         if not abs(restorer.threshold) < float("inf"):
             raise UserError(
                 f"restorer={config.restorer}: its loop's threshold is {restorer.threshold}, which says nothing to learn"

@@ -57,6 +57,17 @@ def test_worst_case_is_per_image_clean_included_noise_left_out() -> None:
     assert worst["none"]["white_box"] == {**worst["none"]["white_box"], "accuracy": 1 / 5, "attacks": ["pgd-20", "fgsm"]}
 
 
+def test_attacks_beyond_a_threats_own_budget_are_no_part_of_its_worst_case() -> None:
+    """Who may change pixels by 8/255 is not charged with what somebody else did with ten times as much."""
+    large = AttackSpec("fgsm", eps=0.3)
+    cells = {**OUTCOMES, Cell("trn", "gray_box", "oblivious", large): outcome("00000", "00000")}
+    worst, before = tables.worst_cases(cells)["trn"], tables.worst_cases(OUTCOMES)["trn"]
+    assert worst["white_box"] == {**before["white_box"], "left_out": ["gaussian[-1,1] 0.2", "fgsm 0.3"]}
+    assert (worst["gray_box"]["accuracy"], worst["gray_box"]["eps"]) == (0, 0.3), "its own attacks all count"
+    stands = tables.standing(cells)
+    assert torch.equal(stands["trn/white_box"], tables.standing(OUTCOMES)["trn/white_box"]) and not stands["trn/gray_box"].any()
+
+
 def test_survivors_of_other_threats_are_not_a_threats_own() -> None:
     cells = dict(OUTCOMES)
     cells[Cell("trn", "white_box", "exact", FGSM, survivors=True)] = outcome("00000", "00000")

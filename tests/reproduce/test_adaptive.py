@@ -74,6 +74,7 @@ def test_the_shipped_config_attacks_as_it_should_and_quotes_with_sources() -> No
         ({"defences": ["jpeg"]}, "does not say which classifier it defends"),
         ({"classifiers": ["cifar10/gan"]}, "cifar10/gan is a 'gan', not a classifier"),
         ({"gray_box": []}, "the table needs an attack of each"),
+        ({"white_box": WhiteBoxConfig(["exact"], [AttackEntry("pgd", views=[])])}, "the table needs an attack of each"),
     ],
 )
 def test_a_mistake_is_found_before_any_work(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_the_tool_measures_compares_and_quotes(
     assert against["white_box"]["gain"] == pytest.approx(gain)
     assert against["white_box"]["mcnemar"] == defended["its_classifier"]["mcnemar"]
     assert against["clean"]["gain"] == pytest.approx(defended["clean"]["accuracy"] - alone["clean"]["accuracy"])
-    assert set(defended["views"]["pgd-1"]) == {"detached", "exact"}
+    assert set(defended["views"]["pgd-1, 8/255"]) == {"detached", "exact"}
     assert [point["eps"] for point in defended["curves"][networks.trn]["points"]] == pytest.approx([0, 64 / 255])
     stands = [load_weights(path)[0] for path in (tmp_path / "runs").rglob("standing.safetensors")]
     accuracies = {name: flags.float().mean().item() for each in stands for name, flags in each.items()}

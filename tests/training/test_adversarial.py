@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from gandefense.attacks.suite import AttackSpec, attack
 from gandefense.errors import UserError
-from gandefense.training.adversarial import AdversarialConfig, WeightPerturbationConfig, attacked_batch, check, loss, step_size
+from gandefense.training.adversarial import (
+    AdversarialConfig,
+    WeightPerturbationConfig,
+    attacked_batch,
+    check,
+    control,
+    loss,
+    step_size,
+)
 from gandefense.training.adversarial_weights import perturbed_weights
 from tests.helpers.networks import Linear, small_cnn
 
@@ -181,10 +189,18 @@ def test_the_usual_step_size(steps: int, expected: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "eps"), [({}, 8 / 255), ({"eps": 9 / 255}, 9 / 255), ({"eps": 9 / 255, "validation_eps": EPS}, EPS)]
+)
+def test_validation_attacks_at_the_budget_asked_for_else_at_the_trainings(options: dict[str, float], eps: float) -> None:
+    assert control(AdversarialConfig(method="pgd", **options)) == AttackSpec("pgd", eps=eps, steps=10)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"steps": 0}, "train.adversarial.steps must be at least 1, got 0"),
         ({"step_size": 0.0}, "train.adversarial.step_size must be positive, got 0.0"),
+        ({"validation_eps": 8.0}, "train.adversarial.validation_eps is in pixel units"),
         ({"beta": -1.0}, "train.adversarial.beta must not be negative, got -1.0"),
         ({"pairing_weight": float("nan")}, "train.adversarial.pairing_weight must not be negative, got nan"),
         ({"awp": WeightPerturbationConfig(gamma=-0.1)}, "train.adversarial.awp.gamma must not be negative"),

@@ -14,7 +14,7 @@ import gandefense
 from gandefense import classifiers, zoo
 from gandefense.attacks.cache import fingerprint
 from gandefense.attacks.suite import AttackSpec
-from gandefense.config import RunConfig
+from gandefense.config import DataConfig, RunConfig
 from gandefense.config import load as load_config
 from gandefense.data import datasets
 from gandefense.data.batches import batch_indices
@@ -26,6 +26,7 @@ from gandefense.training.joint import train
 from gandefense.training.joint_start import JointConfig, JointTrainConfig, ViewShares, check, view_of
 from gandefense.training.trn import TRNNetworkConfig
 from gandefense.weights_io import load_weights, save_weights
+from tests.helpers import small_celeba
 from tests.helpers import small_cifar10 as small
 
 ROOT = Path(__file__).parent.parent.parent
@@ -49,8 +50,7 @@ def settings(_small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("joint")
     with pytest.MonkeyPatch.context() as patch:
         small.install(_small_root, patch)
-        for module in (adversarial, joint):  # validation by one step in place of ten
-            patch.setattr(module, "CONTROL", AttackSpec("pgd", steps=1))
+        patch.setattr(adversarial, "CONTROL", AttackSpec("pgd", steps=1))  # validation by one step in place of ten
         torch.manual_seed(0)
         network = classifiers.build("tiny", datasets.describe("cifar10"))
         description = {"kind": "classifier", "architecture": "tiny", "data": "cifar10"}
@@ -235,7 +235,11 @@ def test_the_tool_trains_a_pair_that_can_be_published(
         ("passing.rounds", 0, "passing.rounds must be at least 1"),
         ("passing.softness", 0.0, "passing.softness must be positive"),
         ("trn.top_k", 11, "trn.top_k lies between 1 and the 10 classes"),
+        ("train.label_smoothing", 1.5, r"train.label_smoothing must lie in \[0, 1\], got 1.5"),
+        ("train.weight_decay", -1.0, "train.weight_decay must not be negative"),
+        ("train.gradient_clip", -1.0, "train.gradient_clip must be positive"),
         ("classifier", "cifar10/trn", "is a 'trn', not a classifier"),
+        ("classifier", "celeba128/classifier", "celeba128/classifier is for 'celeba-128-Smiling', not for 'cifar10'"),
         ("restorer", "cifar10/gan", "restorer=cifar10/gan is a 'gan'"),
     ],
 )
@@ -251,6 +255,42 @@ def test_bad_settings_are_refused_before_anything_is_made(
     with pytest.raises(UserError, match=message):
         train(config)
     assert not list(Path(config.run.folder).glob("*"))
+
+
+def test_a_detector_that_belongs_to_another_classifier_is_refused(settings: Callable[..., JointConfig]) -> None:
+    config = settings("fused", family="gan")
+    config.restorer = "cifar10/gan-student"
+    with pytest.raises(UserError, match="restorer=cifar10/gan-student flags by several signals"):
+        train(config)
+
+
+def test_a_restorer_without_its_generator_stays_so(settings: Callable[..., JointConfig], tmp_path: Path) -> None:
+    tensors, about = load_weights(zoo.find("cifar10/gan"))
+    save_weights(tmp_path / "cleaner.safetensors", tensors, {**about, "loop": {**about["loop"], "generator": False}})
+    config = settings("cleaner", family="gan", method="pgd", steps=1, gamma=0.0, batch_size=2)
+    config.restorer = str(tmp_path / "cleaner.safetensors")
+    assert gandefense.load(train(config).parent).restorer.generator is False
+
+
+def test_validation_faces_have_the_attributes_and_the_size_that_training_has(
+    settings: Callable[..., JointConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_celeba.write(tmp_path / "celeba")
+    config = settings("faces", method="pgd", steps=1, gamma=0.0, batch_size=2)
+    config.data = DataConfig("celeba", root=str(tmp_path), size=32, attributes=["Male"], split="identity")
+    network = classifiers.build("tiny", datasets.describe(config.data))
+    described = {"kind": "classifier", "architecture": "tiny", "data": datasets.describe(config.data).name}
+    save_weights(tmp_path / "start.safetensors", network.state_dict(), described)
+    config.classifier, real, asked = str(tmp_path / "start.safetensors"), datasets.load, []
+
+    def load(data: DataConfig, split: str, **options: object) -> datasets.Images:
+        asked.append((split, data.attributes, data.size, data.split))
+        return real(data, "train" if split == "validation" else split, **options)  # of ten people none need be in validation
+
+    monkeypatch.setattr(datasets, "load", load)
+    folder = train(config).parent
+    assert asked == [(split, ["Male"], 32, "identity") for split in ("train", "validation")]
+    assert load_weights(folder / "model.safetensors")[1]["data"] == "celeba-32-Male"
 
 
 @pytest.mark.parametrize("name", ["cifar10_trn_robust", "cifar10_gan_robust"])
