@@ -50,7 +50,7 @@ class RunConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:1 …
     precision: str = "auto"  # bf16 (autocast), float32, or auto: bf16 where the device computes in it
     log_every: int = 20  # steps between two lines of stats.jsonl
-    image_every: int = 500  # steps between two image grids in TensorBoard
+    image_every: int = 500  # steps between two image grids in TensorBoard, and between two validations of restorers
     checkpoint_every: int = 200  # steps between two checkpoints
 
 

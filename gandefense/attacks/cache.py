@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import sys
@@ -136,6 +139,22 @@ def own_sources(network: nn.Module) -> list[str]:
     return [hashlib.sha256(Path(source).read_bytes()).hexdigest() for source in sources if source and Path(source).is_file()]
 
 
+@functools.cache
+def made_with() -> dict[str, str]:
+    """What an attacked set and its gradient maps depend on beside classifier, images and config: code and libraries.
+
+    Of the code comments and docstrings do not count, so that a better explanation makes nothing anew.
+    """
+    package, digest = Path(__file__).parent.parent, hashlib.sha256()
+    for path in (*sorted((package / "attacks").glob("*.py")), package / "restorers" / "gradient_maps.py"):
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+                del node.body[0]
+        digest.update(ast.dump(tree).encode())
+    return {"code": digest.hexdigest(), **{name: importlib.metadata.version(name) for name in ("torch", "foolbox")}}
+
+
 def attacked_set(
     classifier: nn.Module,
     images: Images,
@@ -162,7 +181,7 @@ def attacked_set(
     """
     chunk_size, specs = plan(config, images.images.shape[-1])
     config = replace(config, precision=resolve(device, config.precision))
-    key = fingerprint(classifier, asdict(config), content_hash(images), *own_sources(classifier))
+    key = fingerprint(classifier, asdict(config), content_hash(images), made_with(), *own_sources(classifier))
     folder = data_root(root) / "attacked" / f"{name}-{key}"
     generator = torch.Generator().manual_seed(config.seed)
     copies = -(-config.rows // len(images.labels))

@@ -38,7 +38,9 @@ class WeightPerturbationConfig:
 class AdversarialConfig:
     """How a classifier is trained against attacks."""
 
-    method: str = "none"  # none, fgsm, pgd, trades, alp or suite; see METHODS
+    # none; fgsm: one step from a random start; pgd: several; trades: clean loss and KL of the pair; alp: pgd, and the pair's
+    # logits drawn together; suite: as pgd, with an attack of the evaluator's own
+    method: str = "none"
     attack: str = "pgd"  # of suite: fgsm, ffgsm, bim, pgd or mim, exactly as evaluations attack
     eps: float = 8 / 255  # budget in pixel units
     steps: int = 10  # of pgd, trades, alp, and suite's bim, pgd and mim; fgsm has one

@@ -281,3 +281,14 @@ def test_the_code_of_an_own_network_is_part_of_what_a_set_was_made_from(tmp_path
     assert len(first) == 1 and own_sources(nn.Sequential(nn.Linear(1, 1))) == []
     (tmp_path / "their_network.py").write_text("# changed", encoding="utf-8")
     assert own_sources(their_network.Net()) != first
+
+
+def test_other_code_or_libraries_make_another_set(
+    make: Callable, calls: list[AttackSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make()
+    made = len(calls)
+    assert {"code", "torch", "foolbox"} == set(cache.made_with())
+    others = {**cache.made_with(), "foolbox": "0"}
+    monkeypatch.setattr(cache, "made_with", lambda: others)
+    assert make().folder != first.folder and len(calls) == 2 * made
