@@ -255,7 +255,12 @@ def _cell(text: str) -> str:
 # --- docs/networks.md
 
 
-RENAMED = {"cifar10/classifier-at-one-step": "cifar10_at_one_step"}  # trained when its config had another name
+RENAMED = {  # whose runs had other names than their configs
+    "cifar10/classifier-at-one-step": "cifar10_at_one_step",
+    "cifar10/lad-small": "cifar10_lad",
+    **{f"cifar10/denoising-small-{seed}": "cifar10_denoise_small" for seed in range(3)},
+    **{f"cifar10/plain-small-{seed}": "cifar10_denoise_base_small" for seed in range(3)},
+}
 
 
 def networks_page() -> str:
@@ -273,7 +278,7 @@ def networks_page() -> str:
         lines.append("| " + " | ".join([*cells, clean[0] if clean else "–"]) + " |")
     about = (
         "What `classifier=`, `restorers=[…]` and `gandefense.load` take by name. Each has a card beside its weights, under "
-        "`gandefense/weights`, with its whole recipe, versions and figures; weights of CelebA are for non-commercial research "
+        "`gandefense/weights`, with its recipe, versions and figures; weights of CelebA are for non-commercial research "
         "only. “Before”: the classifier that a restorer was trained for. “Right, clean”: of test images, where the card holds an "
         "evaluation; the tables in the [README](../README.md) and in [The defences](defences.md) have the rest. "
         "[All pages](index.md)"

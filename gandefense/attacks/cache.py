@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -141,18 +142,27 @@ def own_sources(network: nn.Module) -> list[str]:
 
 @functools.cache
 def made_with() -> dict[str, str]:
-    """What an attacked set and its gradient maps depend on beside classifier, images and config: code and libraries.
+    """What an attacked set and its gradient maps depend on beside classifier, images and config: code and libraries."""
+    package = Path(__file__).parent.parent
+    paths = [*sorted((package / "attacks").glob("*.py")), *sorted((package / "restorers").glob("*_maps.py"))]
+    return {"code": code_digest(paths), "torch": torch.__version__, "foolbox": importlib.metadata.version("foolbox")}
 
-    Of the code comments and docstrings do not count, so that a better explanation makes nothing anew.
-    """
-    package, digest = Path(__file__).parent.parent, hashlib.sha256()
-    for path in (*sorted((package / "attacks").glob("*.py")), package / "restorers" / "gradient_maps.py"):
+
+def provenance() -> dict[str, str]:
+    """`made_with` for a run's record of what it was made from, so that it never goes on with a set made otherwise."""
+    return {"the attacks' code and libraries": json.dumps(made_with(), sort_keys=True)}
+
+
+def code_digest(paths: Iterable[Path]) -> str:
+    """SHA-256 of source files without comments and docstrings, so that a better explanation makes nothing anew."""
+    digest = hashlib.sha256()
+    for path in paths:
         tree = ast.parse(path.read_bytes())
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
-                del node.body[0]
-        digest.update(ast.dump(tree).encode())
-    return {"code": digest.hexdigest(), **{name: importlib.metadata.version(name) for name in ("torch", "foolbox")}}
+                node.body[0] = ast.Pass()
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()
 
 
 def attacked_set(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
@@ -32,13 +31,19 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@functools.cache  # read once, near the start: what is edited while a process runs is not what it runs
-def code_hash() -> str:
-    """SHA-256 over the package's own source, so that records of other code are never mixed in."""
+def _source_hash() -> str:
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+_CODE = _source_hash()  # when this is imported: what is edited while a process runs is not what it runs
+
+
+def code_hash() -> str:
+    """SHA-256 over the package's own source, so that records of other code are never mixed in."""
+    return _CODE
 
 
 def prepare_folder(folder: Path, *, overwrite: bool) -> None:

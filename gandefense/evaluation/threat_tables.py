@@ -48,7 +48,8 @@ def headline(results: dict[str, Any]) -> Table:
     note = (
         f"Accuracy on {results['data']['n']} {whose} with its 95 % interval. Worst case: an image counts only if it is right "
         "clean and under every attack of the threat (who knows the defence, white_box, may also use the attacks of the other "
-        "threats); noise is left out, because it is no adversary, and L2 attacks, whose budget is another. "
+        "threats); noise is left out, because it is no adversary, and L2 attacks, whose budget is another, and other threats' "
+        "attacks beyond the largest budget of this threat's own. "
     )
     if tested:
         note += "Gain: in the worst white_box case over the classifier alone, with McNemar's exact test on the same images. "

@@ -60,7 +60,7 @@ def settings(config: AdaptiveConfig, name: str) -> dict[str, Any]:
     """The evaluation of a defence before its own classifier, or of a classifier alone, which has one view only."""
     white, restorer = config.white_box, name
     if name in config.classifiers:
-        entries = [replace(entry, views=None) for entry in white.attacks]
+        entries = [replace(entry, views=None) for entry in used(white)]
         white, restorer = WhiteBoxConfig(["exact"], list({str(entry): entry for entry in entries}.values())), NO_RESTORER
     return {
         **shared(config),
@@ -73,12 +73,16 @@ def settings(config: AdaptiveConfig, name: str) -> dict[str, Any]:
     }
 
 
+def used(white: WhiteBoxConfig) -> list[AttackEntry]:
+    """The attacks that have a view to be made through."""
+    return [entry for entry in white.attacks if entry.views is None or entry.views]
+
+
 def check(config: AdaptiveConfig) -> None:
     """Raise UserError for missing or unknown networks, bad attacks or folders that cannot be written, before any work."""
     if not config.classifiers or not config.defences:
         raise UserError("classifiers and defences: name at least one of each; every defence is compared with every classifier")
-    used = [entry for entry in config.white_box.attacks if entry.views is None or entry.views]
-    bounded = [any(entry.spec().norm == "linf" for entry in attacks) for attacks in (config.gray_box, used)]
+    bounded = [any(entry.spec().norm == "linf" for entry in attacks) for attacks in (config.gray_box, used(config.white_box))]
     if not (all(bounded) and config.white_box.views):
         raise UserError(
             "gray_box, white_box.views and white_box.attacks: the table needs an attack of each, with a budget of every pixel"
@@ -174,7 +178,7 @@ def main_table(entries: list[dict[str, Any]], config: AdaptiveConfig) -> Table:
             gained = points(entry["white_box"]["accuracy"] - own["white_box"]["accuracy"])
             line += [interval(own["clean"]), interval(own["white_box"]), f"{gained} points, {p_value(own['mcnemar']['p'])}"]
         lines.append([*line, f"{entry['parameters']:,}", f"{entry['images_per_second']:,.0f}"])
-    attacks = ", ".join(f"{entry.spec().title()} at {pixels(entry.spec().eps)}" for entry in config.white_box.attacks)
+    attacks = ", ".join(f"{entry.spec().title()} at {pixels(entry.spec().eps)}" for entry in used(config.white_box))
     views = ", ".join(config.white_box.views)
     note = (
         f"The worst case counts an image only if it is right clean and under every attack of the threat; white_box includes the "

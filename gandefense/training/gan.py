@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gandefense import classifiers, distributed, zoo
-from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan
+from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan, provenance
 from gandefense.data import datasets
 from gandefense.data.batches import augmentation, batch_indices, content_hash, to_float
 from gandefense.errors import UserError
@@ -95,6 +95,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
     optimiser = torch.optim.Adam(networks.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.discriminator_rate, betas=(0.0, 0.99))
     made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(teacher), **begun}
+    made_from |= provenance()
     with open_run("gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

@@ -103,7 +103,7 @@ def train(config: JointConfig) -> Path:
     groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     classifier_optimiser = torch.optim.SGD(groups, lr=options.classifier_rate, momentum=0.9, nesterov=True)
     restorer_optimiser = torch.optim.Adam(network_of(defended).parameters(), lr=options.restorer_rate, betas=(0.9, 0.99))
-    augment = augmentation(data.size)
+    augment = augmentation(data.size, flip=data.flips)
     batch_size = min(options.batch_size, len(images.labels))
     per_epoch = len(images.labels) // batch_size
     with open_run("joint", config, config.run, config.resume, made_from) as run:

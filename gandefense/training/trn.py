@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gandefense import distributed, zoo
-from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint, plan
+from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint, plan, provenance
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
@@ -164,6 +164,7 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     made_from |= {
         f"the other classifier {name}": fingerprint(other) for name, other in zip(names[1:], classifiers[1:], strict=True)
     }
+    made_from |= provenance()
     with open_run("trn", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

@@ -292,3 +292,17 @@ def test_other_code_or_libraries_make_another_set(
     others = {**cache.made_with(), "foolbox": "0"}
     monkeypatch.setattr(cache, "made_with", lambda: others)
     assert make().folder != first.folder and len(calls) == 2 * made
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ('"""Another."""\n\ndef half(x):\n    # halves\n    return x / 2\n', True),
+        ('"""One."""\n\ndef half(x):\n    """Halves."""\n    return x / 3\n', False),
+    ],
+)
+def test_of_code_comments_and_docstrings_do_not_count(text: str, same: bool, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.py", tmp_path / "other.py"
+    one.write_text('"""One."""\n\ndef half(x):\n    return x / 2\n', encoding="utf-8")
+    other.write_text(text, encoding="utf-8")
+    assert (cache.code_digest([one]) == cache.code_digest([other])) is same

@@ -293,6 +293,30 @@ def test_validation_faces_have_the_attributes_and_the_size_that_training_has(
     assert load_weights(folder / "model.safetensors")[1]["data"] == "celeba-32-Male"
 
 
+class Reached(Exception):
+    """Far enough."""
+
+
+@pytest.mark.parametrize(("name", "mirrored"), [("cifar10", True), ("svhn", False)])
+def test_digits_are_not_mirrored(
+    settings: Callable[..., JointConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, mirrored: bool
+) -> None:
+    config, real = settings("mirrored"), datasets.load
+    network = classifiers.build("tiny", datasets.describe(name))
+    described = {"kind": "classifier", "architecture": "tiny", "data": name}
+    save_weights(tmp_path / "start.safetensors", network.state_dict(), described)
+    config.classifier, config.data.name = str(tmp_path / "start.safetensors"), name
+
+    def augmentation(size: int, *, flip: bool) -> None:
+        assert flip is mirrored
+        raise Reached
+
+    monkeypatch.setattr(joint, "augmentation", augmentation)
+    monkeypatch.setattr(datasets, "load", lambda data, split, **options: real(DataConfig(), split, **options))
+    with pytest.raises(Reached):
+        train(config)
+
+
 @pytest.mark.parametrize("name", ["cifar10_trn_robust", "cifar10_gan_robust"])
 def test_the_shipped_recipes_are_fine_and_attack_more_than_one_view(name: str) -> None:
     recipe = load_config(JointConfig, ROOT / "configs" / "joint" / f"{name}.yaml")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from gandefense import zoo
-from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan
+from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan, provenance
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import batch_indices, content_hash, to_float
@@ -112,6 +112,7 @@ def train(config: APEGANConfig) -> Path:
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.5, 0.999))
     discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.learning_rate, betas=(0.5, 0.999))
     made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
+    made_from |= provenance()
     with open_run("ape_gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

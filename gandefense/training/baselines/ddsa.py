@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gandefense import zoo
-from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint
+from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, provenance
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
@@ -119,6 +119,7 @@ def train(config: DDSAConfig) -> Path:
     average = exponential_average(network, options.ema_decay)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
     made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
+    made_from |= provenance()
     with open_run("ddsa", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gandefense import zoo
-from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint
+from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint, provenance
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import batch_indices, content_hash, to_float
@@ -181,6 +181,7 @@ def train(config: DefenseGANConfig) -> Path:
     optimiser = torch.optim.Adam(generator.parameters(), lr=options.learning_rate, betas=(0.5, 0.9))
     critic_optimiser = torch.optim.Adam(critic.parameters(), lr=options.learning_rate, betas=(0.5, 0.9))
     made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
+    made_from |= provenance()
     with open_run("defense_gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gandefense import zoo
-from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan
+from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan, provenance
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
@@ -129,6 +129,7 @@ def train(config: DenoiserConfig) -> Path:
     average = exponential_average(network, options.ema_decay)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
     made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
+    made_from |= provenance()
     with open_run("denoiser", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

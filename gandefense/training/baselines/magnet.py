@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from gandefense import zoo
-from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint
+from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, provenance
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import batch_indices, content_hash, pieces, to_float
@@ -120,6 +120,7 @@ def train(config: MagNetConfig) -> Path:
     average = exponential_average(autoencoders, options.ema_decay)
     optimiser = torch.optim.Adam(autoencoders.parameters(), lr=options.learning_rate)
     made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
+    made_from |= provenance()
     with open_run("magnet", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")
