@@ -293,32 +293,34 @@ def test_figures_of_adversarial_training_are_those_of_the_results_and_the_card()
     assert f"it keeps {strongest} under AutoAttack" in page
     margin, plain = (f"{100 * rows[title]['accuracy']:.1f} %" for title in ("pgd-20 margin", "pgd-20"))
     assert f"the margin loss alone leaves {margin}, PGD-20 {plain}; clean {spanned(clean)}" in page
-    measured = card["validation"]
-    shipped = [100 * measured[f"validation_{name}"] for name in ("accuracy", "robust_accuracy")]
-    assert "the shipped one: {:.1f} and {:.1f} %".format(*shipped) in page
     before = json.loads((ROOT / "gandefense" / "weights" / "cifar10" / "classifier-at-one-step.json").read_text(encoding="utf-8"))
     earlier = {row["title"]: row for row in before["test"]["rows"]}
     assert f"keeps {spanned(earlier['autoattack'])}, clean {spanned(earlier['clean'])} (card" in page
-    gain = 100 * (rows["autoattack"]["accuracy"] - earlier["autoattack"]["accuracy"])
-    at_first = 100 * before["validation"]["validation_robust_accuracy"]
-    assert f"at {at_first:.1f} %, stands above the one that keeps {gain:.1f} points more under AutoAttack" in page
 
 
-@pytest.mark.parametrize(("name", "results"), [("trn-robust", "cifar10_robust"), ("gan-robust", "cifar10_robust_gan")])
-def test_figures_of_jointly_trained_pairs_are_those_of_the_results_and_the_cards(name: str, results: str) -> None:
+def test_figures_of_jointly_trained_pairs_are_those_of_the_table() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     page = " ".join((ROOT / "docs" / "adaptive.md").read_text(encoding="utf-8").split())
-    worst = json.loads((ROOT / "results" / f"{results}.json").read_text(encoding="utf-8"))["worst_case"]
+    made = json.loads((ROOT / "results" / "adaptive.json").read_text(encoding="utf-8"))
+    entries = {entry["name"]: entry for entry in made["defences"]}
 
-    def spanned(entry: dict[str, Any]) -> str:
-        return f"{100 * entry['accuracy']:.1f} % [{', '.join(f'{100 * end:.1f}' for end in entry['ci95'])}]"
+    def spanned(figure: dict[str, Any]) -> str:
+        return f"{100 * figure['accuracy']:.1f} [{', '.join(f'{100 * end:.1f}' for end in figure['ci95'])}]"
 
-    ours, alone = (spanned(worst[subject]["white_box"]) for subject in (f"cifar10/{name}", "none"))
-    assert ours in page
-    assert f"{alone} for its classifier alone (p" in page
-    assert f"`cifar10/{name}` {ours}" in readme
-    assert f"its classifier alone {alone}" in readme
-    card = json.loads((ROOT / "gandefense" / "weights" / "cifar10" / f"{name}.json").read_text(encoding="utf-8"))["validation"]
-    exact, detached, bare = (100 * card[f"validation/robust{kind}"] for kind in ("", "_detached", "_alone"))
-    assert f"{exact:.1f} % (`exact`) and {detached:.1f} % (`detached`), its classifier alone" in page
-    assert f"{bare:.1f} %; clean {100 * card['validation/clean']:.1f} and {100 * card['validation/clean_alone']:.1f} %" in page
+    def signed(share: float) -> str:
+        return f"{100 * share:+.1f}".replace("-", "−")
+
+    for name in ("cifar10/classifier-at", "cifar10/trn-robust", "cifar10/gan-robust"):
+        entry = entries[name]
+        own = entry.get("its_classifier")
+        cells = [spanned(entry[key]) for key in ("clean", "gray_box", "black_box", "white_box")]
+        cells += [spanned(own["white_box"]) if own else "–", f"{entry['images_per_second']:,.0f}"]
+        assert f"| `{name}` | {' | '.join(cells)} |" in readme
+        if own is None:
+            continue
+        paired = entry["paired"]["cifar10/classifier-at"]
+        gains = []
+        for kind in ("clean", "white_box"):
+            low, high = (signed(end) for end in paired[kind]["ci95"])
+            gains.append(f"{signed(paired[kind]['gain'])} [{low}, {high}]")
+        assert f"`{name}` {gains[0]} points clean and {gains[1]} in the worst case" in page
