@@ -148,9 +148,13 @@ def made_with() -> dict[str, str]:
     return {"code": code_digest(paths), "torch": torch.__version__, "foolbox": importlib.metadata.version("foolbox")}
 
 
-def provenance() -> dict[str, str]:
-    """`made_with` for a run's record of what it was made from, so that it never goes on with a set made otherwise."""
-    return {"the attacks' code and libraries": json.dumps(made_with(), sort_keys=True)}
+def provenance(classifier: nn.Module, *images: Images) -> dict[str, str]:
+    """What a training on an attacked set was made from, so that its run never goes on with a set made otherwise."""
+    return {
+        "the images": content_hash(*images),
+        "the defended classifier": fingerprint(classifier),
+        "the attacks' code and libraries": json.dumps(made_with(), sort_keys=True),
+    }
 
 
 def code_digest(paths: Iterable[Path]) -> str:

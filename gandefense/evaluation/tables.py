@@ -145,7 +145,7 @@ def standing(outcomes: Outcomes) -> dict[str, Tensor]:
 def _chosen(outcomes: Outcomes, threat: str) -> Outcomes:
     """The attacks that a threat's attacker may choose: the threat's own, and the others' up to the largest of its budgets."""
     limit = max(cell.spec.eps for cell in outcomes if cell.threat == threat and cell.counts)
-    within = {cell: outcome for cell, outcome in outcomes.items() if cell.counts and cell.spec.eps <= limit * (1 + 1e-9)}
+    within = {cell: outcome for cell, outcome in outcomes.items() if cell.counts and cell.spec.eps <= limit}
     return {cell: outcome for cell, outcome in within.items() if cell.threat in ALSO[threat]}
 
 

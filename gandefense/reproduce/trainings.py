@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -14,11 +13,11 @@ from gandefense import zoo
 from gandefense.config import DataConfig
 from gandefense.errors import UserError
 from gandefense.evaluation.measurement import all_versions
+from gandefense.evaluation.records import source_hash
 from gandefense.training import baselines, classifier, gan, trn
 from gandefense.training.state import choose_device
 from gandefense.weights_io import load_weights
 
-PACKAGE = Path(__file__).parent.parent
 APART = ("benchmark", "evaluation", "reproduce")  # folders of the package that no training depends on
 PLACE = {"run": ("folder", "name", "device"), "data": ("root", "download")}  # keys that change no weights
 
@@ -78,14 +77,12 @@ def prepared(recipe: str, data: DataConfig, changes: dict[str, Any]) -> Any:
     return config
 
 
-@functools.cache  # as `evaluation.records.code_hash`
+_CODE = source_hash(APART)  # as in evaluation/records.py, when this is imported
+
+
 def code_hash() -> str:
     """SHA-256 over the source that trainings depend on."""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if path.relative_to(PACKAGE).parts[0] not in APART:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return _CODE
 
 
 def _networks(values: dict[str, Any]) -> list[str]:

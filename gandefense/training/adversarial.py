@@ -65,13 +65,12 @@ def check(options: AdversarialConfig) -> None:
         raise UserError(f"train.adversarial.validation_eps is in pixel units (write 8/255), got {options.validation_eps}")
     require(counts={f"train.adversarial.{name}": getattr(options, name) for name in ("steps", "validation_images")})
     require(positive={"train.adversarial.step_size": step_size(options)})
-    if not 0 <= options.clean_weight <= 1:
-        raise UserError(f"train.adversarial.clean_weight must lie in [0, 1], got {options.clean_weight}")
     weights = {"beta": options.beta, "pairing_weight": options.pairing_weight}
     weights |= {"awp.gamma": options.awp.gamma, "awp.warmup": options.awp.warmup}
-    for name, value in weights.items():
-        if not value >= 0:
-            raise UserError(f"train.adversarial.{name} must not be negative, got {value}")
+    require(
+        shares={"train.adversarial.clean_weight": options.clean_weight},
+        not_negative={f"train.adversarial.{name}": value for name, value in weights.items()},
+    )
     if options.awp.gamma > 0 and options.method == "none":
         raise UserError("train.adversarial.awp perturbs the weights against attacked images; choose a train.adversarial.method")
 

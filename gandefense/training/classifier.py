@@ -114,11 +114,9 @@ def _train(config: ClassifierConfig, device: torch.device) -> Path:
     require(
         counts={"train.batch_size": options.batch_size},
         positive={"train.epochs": options.epochs, "train.learning_rate": options.learning_rate},
+        shares={"train.label_smoothing": options.label_smoothing},
+        not_negative={"train.weight_decay": options.weight_decay},
     )
-    if not 0 <= options.label_smoothing <= 1:
-        raise UserError(f"train.label_smoothing must lie in [0, 1], got {options.label_smoothing}")
-    if not options.weight_decay >= 0:
-        raise UserError(f"train.weight_decay must not be negative, got {options.weight_decay}")
     adversarial.check(options.adversarial)
     vaccination.check(options.jpeg)
     if options.accumulate > 1 and attacks.awp.gamma > 0:

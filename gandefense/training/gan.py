@@ -18,7 +18,7 @@ from torch import nn
 from gandefense import classifiers, distributed, zoo
 from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan, provenance
 from gandefense.data import datasets
-from gandefense.data.batches import augmentation, batch_indices, content_hash, to_float
+from gandefense.data.batches import augmentation, batch_indices, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.restorers.discriminator import Discriminator, discriminator_loss, generator_loss, r1_penalty
@@ -94,8 +94,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
     student_optimiser = torch.optim.SGD(student.parameters(), lr=config.distil.learning_rate, momentum=0.9, weight_decay=5e-4)
     optimiser = torch.optim.Adam(networks.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.discriminator_rate, betas=(0.0, 0.99))
-    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(teacher), **begun}
-    made_from |= provenance()
+    made_from = provenance(teacher, images, validation) | begun
     with open_run("gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

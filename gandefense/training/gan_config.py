@@ -137,12 +137,12 @@ def check(config: GANConfig) -> None:
     for name, value, known in (("answers", config.answers, ANSWERS), ("loop.detector", config.loop.detector, DETECTORS)):
         if value not in known:
             raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
-    for name in ("noise_share", "clean_share"):
-        if not 0 <= getattr(config.adapt, name) <= 1:
-            raise UserError(f"adapt.{name} must lie in [0, 1], got {getattr(config.adapt, name)}")
-    for name in ("noise_share", "random_step_share", "replay_share"):
-        if not getattr(config.train, name) >= 0:
-            raise UserError(f"train.{name} must not be negative, got {getattr(config.train, name)}")
+    require(
+        shares={f"adapt.{name}": getattr(config.adapt, name) for name in ("noise_share", "clean_share")},
+        not_negative={
+            f"train.{name}": getattr(config.train, name) for name in ("noise_share", "random_step_share", "replay_share")
+        },
+    )
     if config.train.noise_share + config.train.random_step_share + config.train.replay_share > 1:
         raise UserError("train.noise_share, random_step_share and replay_share together exceed 1")
     check_parts(

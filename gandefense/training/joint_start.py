@@ -103,13 +103,8 @@ def check(config: JointConfig) -> None:
     adversarial.check(options.adversarial)
     weights = {f"restoring.{name}": value for name, value in asdict(config.restoring).items()}
     shares = {f"train.views.{name}": value for name, value in asdict(options.views).items()}
-    for name, value in {**weights, **shares, "train.alignment": options.alignment}.items():
-        if not value >= 0:
-            raise UserError(f"{name} must not be negative, got {value}")
-    if not 0 <= options.label_smoothing <= 1:
-        raise UserError(f"train.label_smoothing must lie in [0, 1], got {options.label_smoothing}")
-    if not options.weight_decay >= 0:
-        raise UserError(f"train.weight_decay must not be negative, got {options.weight_decay}")
+    others = {"train.alignment": options.alignment, "train.weight_decay": options.weight_decay}
+    require(shares={"train.label_smoothing": options.label_smoothing}, not_negative={**weights, **shares, **others})
     if not abs(config.threshold) < float("inf"):
         raise UserError(f"threshold must be a finite number, got {config.threshold}")
     if not sum(shares.values()) > 0:

@@ -80,8 +80,10 @@ def require(
     counts: dict[str, int] | None = None,
     positive: dict[str, float] | None = None,
     fractions: dict[str, float] | None = None,
+    shares: dict[str, float] | None = None,
+    not_negative: dict[str, float] | None = None,
 ) -> None:
-    """Raise UserError unless every count is at least 1, every `positive` above 0, every fraction strictly between 0 and 1."""
+    """Raise UserError unless counts are at least 1, `positive` above 0, fractions inside (0, 1), shares in [0, 1], others ≥ 0."""
     for name, value in (counts or {}).items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
@@ -91,6 +93,12 @@ def require(
     for name, value in (fractions or {}).items():
         if not 0 < value < 1:
             raise UserError(f"{name} must lie between 0 and 1, got {value}")
+    for name, value in (shares or {}).items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} must lie in [0, 1], got {value}")
+    for name, value in (not_negative or {}).items():
+        if not value >= 0:
+            raise UserError(f"{name} must not be negative, got {value}")
 
 
 def random_states() -> dict[str, Any]:

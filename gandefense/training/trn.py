@@ -15,7 +15,7 @@ from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_se
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import at_once, batch_indices, content_hash, pieces, to_float
+from gandefense.data.batches import at_once, batch_indices, pieces, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.restorers.cached_maps import CachedMaps, cached_maps
@@ -160,11 +160,10 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     average = exponential_average(network, options.ema_decay)
     network = synchronised(network, device)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)} | begun
+    made_from = provenance(classifier, images, validation) | begun
     made_from |= {
         f"the other classifier {name}": fingerprint(other) for name, other in zip(names[1:], classifiers[1:], strict=True)
     }
-    made_from |= provenance()
     with open_run("trn", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 import gandefense
 from gandefense.attacks.suite import Attacked, AttackSpec
-from gandefense.evaluation import metrics, work
+from gandefense.evaluation import work
 from gandefense.evaluation.cells import Cell, universal_key
 from gandefense.evaluation.records import Records
 from gandefense.weights_io import load_weights
-from tests.evaluation.conftest import Networks
 
 EPS = "32/255"
 RANDOM = "random_resize:low=24,passes=2"
@@ -23,20 +22,11 @@ NOTHING: dict[str, Any] = {"views": [], "attacks": []}
 
 
 @pytest.fixture
-def settings(networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(metrics, "_lpips_backbone", lambda: None)
-    monkeypatch.setattr("gandefense.evaluation.cost.LEAST_SECONDS", 0.0)
-    return {
-        "classifier": networks.classifier,
-        "output": str(tmp_path / "out"),
-        "limit": 20,
-        "batch_size": 10,
-        "validation_images": 20,
-        "cost_batch_size": 4,
-        "images": 1,
-        "device": "cpu",
-        "gray_box": [{"attack": "fgsm", "eps": EPS}],
-    }
+def settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The usual quick evaluation with fewer images; each test names its restorers and views."""
+    usual = {name: value for name, value in settings.items() if name not in ("restorers", "white_box")}
+    fewer = {"limit": 20, "validation_images": 20, "cost_batch_size": 4, "images": 1}
+    return {**usual, **fewer, "gray_box": [{"attack": "fgsm", "eps": EPS}]}
 
 
 def rows_of(results: dict[str, Any], restorer: str, threat: str) -> list[dict[str, Any]]:

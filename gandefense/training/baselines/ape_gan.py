@@ -11,7 +11,7 @@ from gandefense import zoo
 from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, plan, provenance
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, content_hash, to_float
+from gandefense.data.batches import batch_indices, to_float
 from gandefense.precision import autocast
 from gandefense.restorers.baselines.ape_gan import (
     ADVERSARIAL_WEIGHT,
@@ -111,8 +111,7 @@ def train(config: APEGANConfig) -> Path:
     average = exponential_average(network, options.ema_decay)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.5, 0.999))
     discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.learning_rate, betas=(0.5, 0.999))
-    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
-    made_from |= provenance()
+    made_from = provenance(classifier, images, validation)
     with open_run("ape_gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

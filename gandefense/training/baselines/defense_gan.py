@@ -14,7 +14,7 @@ from gandefense import zoo
 from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint, provenance
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, content_hash, to_float
+from gandefense.data.batches import batch_indices, to_float
 from gandefense.precision import autocast
 from gandefense.restorers.baselines.defense_gan import DefenseGANRestorer, ImageGenerator, LatentSearch, he_initialisation
 from gandefense.training.baselines.looking import grid, score_threshold
@@ -180,8 +180,7 @@ def train(config: DefenseGANConfig) -> Path:
     average = exponential_average(generator, options.ema_decay)
     optimiser = torch.optim.Adam(generator.parameters(), lr=options.learning_rate, betas=(0.5, 0.9))
     critic_optimiser = torch.optim.Adam(critic.parameters(), lr=options.learning_rate, betas=(0.5, 0.9))
-    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
-    made_from |= provenance()
+    made_from = provenance(classifier, images, validation)
     with open_run("defense_gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

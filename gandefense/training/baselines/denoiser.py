@@ -13,7 +13,7 @@ from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprin
 from gandefense.attacks.suite import frozen
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, content_hash, to_float
+from gandefense.data.batches import batch_indices, to_float
 from gandefense.errors import UserError
 from gandefense.precision import autocast
 from gandefense.restorers.baselines.denoiser import DenoiserRestorer, DenoisingUNet
@@ -128,8 +128,7 @@ def train(config: DenoiserConfig) -> Path:
     validation = datasets.load(config.data.whole(), "validation")
     average = exponential_average(network, options.ema_decay)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
-    made_from |= provenance()
+    made_from = provenance(classifier, images, validation)
     with open_run("denoiser", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

@@ -12,7 +12,7 @@ from gandefense import zoo
 from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprint, provenance
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
-from gandefense.data.batches import batch_indices, content_hash, pieces, to_float
+from gandefense.data.batches import batch_indices, pieces, to_float
 from gandefense.precision import autocast
 from gandefense.restorers.baselines.magnet import (
     DetectorConfig,
@@ -119,8 +119,7 @@ def train(config: MagNetConfig) -> Path:
     validation = datasets.load(config.data.whole(), "validation")
     average = exponential_average(autoencoders, options.ema_decay)
     optimiser = torch.optim.Adam(autoencoders.parameters(), lr=options.learning_rate)
-    made_from = {"the images": content_hash(images, validation), "the defended classifier": fingerprint(classifier)}
-    made_from |= provenance()
+    made_from = provenance(classifier, images, validation)
     with open_run("magnet", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")
