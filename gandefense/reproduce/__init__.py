@@ -29,6 +29,7 @@ _TRN: dict[str, tuple[type, Callable[[Any], tuple[list[Table], dict[str, Any]]]]
 # name → (schema of configs/reproduce/NAME.yaml, what makes the table and returns its parts as text and as figures)
 TABLES: dict[str, tuple[type, Callable[[Any], tuple[list[Table], dict[str, Any]]]]] = {
     "adaptive": (adaptive.AdaptiveConfig, adaptive.run),
+    "adaptive-autoattack": (adaptive.AdaptiveConfig, adaptive.run),
     "rivals": (rivals.RivalsConfig, rivals.run),
     "gan-levels": (gan_levels.GANLevelsConfig, gan_levels.run),
     "gan-celeba": (gan_levels.GANLevelsConfig, partial(gan_levels.run, name="gan-celeba")),

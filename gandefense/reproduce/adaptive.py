@@ -123,7 +123,9 @@ def run(config: AdaptiveConfig) -> tuple[list[Table], dict[str, Any]]:
         }
     published = [asdict(quoted) for quoted in config.published]
     figures = {"defences": entries, "published": published, "evaluations": evaluations}
-    tables = [main_table(entries, config), gain_table(entries), view_table(entries), curve_table(entries), check_table(entries)]
+    tables = [main_table(entries, config), gain_table(entries), view_table(entries), survivor_table(entries)]
+    tables += [curve_table(entries), check_table(entries)]
+    tables = [table for table in tables if table.rows or table.name == "checks"]
     return [*tables, published_table(published)] if published else tables, figures
 
 
@@ -140,6 +142,11 @@ def entry_of(results: dict[str, Any], name: str, restorer: str) -> dict[str, Any
         "images_per_second": results["cost"][restorer]["images_per_second"],
         "parameters": results["cost"][restorer]["parameters"] + results["classifier"]["parameters"],
         "views": {},
+        "survivors": [
+            {key: row[key] for key in ("title", "eps", "view", "tried", "accuracy", "ci95")}
+            for row in results["rows"]
+            if row["threat"] == "white_box" and row["survivors"] and row["restorer"] == restorer
+        ],
         "curves": {key: found["eps"] for key, found in results["curves"].items() if "eps" in found},
         "checks": [found for found in results["checks"] if found["fired"]],
         "checks_run": len(results["checks"]),
@@ -214,6 +221,17 @@ def view_table(entries: list[dict[str, Any]]) -> Table:
     ]
     note = "Each view by itself, on all images; a view that keeps much more than the others shows what hides gradients from it."
     return Table("views", "View by view", note, ["defence", "attack", *views], lines)
+
+
+def survivor_table(entries: list[dict[str, Any]]) -> Table:
+    """What is left after each attack that met only what stood before it, in the order of the attacks."""
+    lines = [
+        [entry["name"], f"{row['title']}, {pixels(row['eps'])}", row["view"], str(row["tried"]), interval(row)]
+        for entry in entries
+        for row in entry["survivors"]
+    ]
+    note = "In this order: each attack meets only the images that stood under all before it, so that what is left is cumulative."
+    return Table("survivors", "Attack after attack", note, ["defence", "attack", "view", "images met", "left"], lines)
 
 
 def curve_table(entries: list[dict[str, Any]]) -> Table:
