@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from gandefense import config
+from gandefense.attacks.spec import AttackSpec, standard_specs
 from gandefense.errors import UserError
 from gandefense.evaluation import cost, evaluator, metrics
 from gandefense.evaluation.settings import AttackEntry, WhiteBoxConfig, resolve
@@ -22,6 +24,7 @@ from tests.evaluation.conftest import Networks, networks  # noqa: F401  (a fixtu
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "configs" / "reproduce" / "adaptive.yaml"
+AUTOATTACK = ROOT / "configs" / "reproduce" / "adaptive-autoattack.yaml"
 
 
 def test_a_paired_gain_counts_the_images_that_only_one_keeps() -> None:
@@ -64,6 +67,18 @@ def test_the_shipped_config_attacks_as_it_should_and_quotes_with_sources() -> No
     asked.black_box.sources = ["cifar10/surrogate"]
     for name in ("cifar10/classifier", "cifar10/trn"):
         check_evaluation(resolve(None, adaptive.settings(asked, name)))
+
+
+def test_the_shipped_autoattack_is_the_standard_one_but_for_its_queries() -> None:
+    asked = config.load(AdaptiveConfig, AUTOATTACK)
+    usual = config.load(AdaptiveConfig, SHIPPED)
+    assert (asked.classifiers, asked.defences, asked.data.limit) == (usual.classifiers, usual.defences, usual.data.limit)
+    standard = standard_specs(AttackSpec("autoattack", eps=8 / 255), classes=10)
+    ours = [entry for entry in asked.white_box.attacks if entry.attack in {part.attack for part in standard}]
+    assert [entry.attack for entry in ours] == [part.attack for part in standard]
+    assert all(entry.survivors and entry.views == ["detached"] for entry in ours)
+    for entry, part in zip(ours, standard, strict=True):
+        assert entry.spec() == (part if part.attack != "square" else replace(part, queries=1000))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +136,11 @@ def test_the_tool_measures_compares_and_quotes(
     assert against["white_box"]["mcnemar"] == defended["its_classifier"]["mcnemar"]
     assert against["clean"]["gain"] == pytest.approx(defended["clean"]["accuracy"] - alone["clean"]["accuracy"])
     assert set(defended["views"]["pgd-1, 8/255"]) == {"detached", "exact"}
+    assert [(row["title"], row["view"]) for row in defended["survivors"]] == [
+        ("pgd-1 margin", view) for view in ("detached", "exact")
+    ]
+    assert defended["survivors"][0]["tried"] >= defended["survivors"][1]["tried"] >= 8 * defended["survivors"][1]["accuracy"]
+    assert defended["survivors"][1]["accuracy"] >= defended["white_box"]["accuracy"]
     assert [point["eps"] for point in defended["curves"][networks.trn]["points"]] == pytest.approx([0, 64 / 255])
     stands = [load_weights(path)[0] for path in (tmp_path / "runs").rglob("standing.safetensors")]
     accuracies = {name: flags.float().mean().item() for each in stands for name, flags in each.items()}
@@ -132,6 +152,7 @@ def test_the_tool_measures_compares_and_quotes(
         "Held against",
         "Gained over",
         "View by view",
+        "Attack after attack",
         "Accuracy against the budget",
         "Checks that fired",
         "as published",
