@@ -328,3 +328,36 @@ def test_figures_of_jointly_trained_pairs_are_those_of_the_table() -> None:
             low, high = (signed(end) for end in paired[kind]["ci95"])
             gains.append(f"{signed(paired[kind]['gain'])} [{low}, {high}]")
         assert f"`{name}` {gains[0]} points clean and {gains[1]} in the worst case" in page
+
+
+def test_figures_of_autoattack_through_the_pairs_are_those_of_the_table() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs" / "adaptive.md").read_text(encoding="utf-8").split())
+    made = json.loads((ROOT / "results" / "adaptive-autoattack.json").read_text(encoding="utf-8"))
+    entries = {entry["name"]: entry for entry in made["defences"]}
+
+    def spanned(figure: dict[str, Any]) -> str:
+        return f"{100 * figure['accuracy']:.1f} [{', '.join(f'{100 * end:.1f}' for end in figure['ci95'])}]"
+
+    def signed(share: float) -> str:
+        return f"{100 * share:+.1f}".replace("-", "−")
+
+    bare, trn, gan = (entries[f"cifar10/{name}"] for name in ("classifier-at", "trn-robust", "gan-robust"))
+    figures = [spanned(entry["white_box"]) for entry in (bare, trn, gan)]
+    said = "leaves `cifar10/classifier-at` {}, `cifar10/trn-robust` {} and `cifar10/gan-robust` {} percent"
+    assert said.format(*figures) in readme
+    gains = []
+    for entry in (trn, gan):
+        found = entry["paired"]["cifar10/classifier-at"]["white_box"]
+        low, high = found["ci95"]
+        assert low < 0 < high  # neither a gain nor a loss
+        gains.append(f"{signed(found['gain'])} [{signed(low)}, {signed(high)}]")
+    assert f"{gains[0]} and {gains[1]} points over the classifier" in readme
+    taken: dict[str, list[int]] = {}
+    for entry in (bare, trn, gan):
+        for row in entry["survivors"]:
+            fell = row["tried"] - round(entry["clean"]["n"] * row["accuracy"])
+            taken.setdefault(row["title"], []).append(fell) if row["view"] in ("detached", "oblivious") else None
+    assert f"APGD-CE of 100 steps takes {'{}, {} and {}'.format(*taken['apgd-ce-100'])} more" in page
+    assert f"APGD-T {'{}, {} and {}'.format(*taken['apgd-t-100'])}, FAB-T and Square 0, 0 and 0" in page
+    assert taken["fab-t-100"] == taken["square-1000"] == [0, 0, 0]
