@@ -260,6 +260,7 @@ RENAMED = {  # whose runs had other names than their configs
     "cifar10/lad-small": "cifar10_lad",
     **{f"cifar10/denoising-small-{seed}": "cifar10_denoise_small" for seed in range(3)},
     **{f"cifar10/plain-small-{seed}": "cifar10_denoise_base_small" for seed in range(3)},
+    **{f"cifar10/other-{number}": "cifar10_other" for number in range(3)},
 }
 
 

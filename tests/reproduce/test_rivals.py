@@ -179,8 +179,8 @@ def test_pictures_of_a_network_with_denoising_blocks(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no table named; known: adaptive, rivals"),
-        (["fancy"], "unknown table 'fancy'; known: adaptive, rivals"),
+        ([], "no table named; known: adaptive, adaptive-autoattack, rivals"),
+        (["fancy"], "unknown table 'fancy'; known: adaptive, adaptive-autoattack, rivals"),
         (["rivals", "data.limits=3"], "data.limit"),
     ],
 )
