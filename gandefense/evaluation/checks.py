@@ -161,6 +161,19 @@ def probabilities(classifier: str, *, are: bool) -> Finding:
     return finding(name, False, f"{classifier} gives logits, as attacks expect.")
 
 
+def other_classifier(restorer: str, classifier: str, trained_for: str | None) -> Finding:
+    """A restorer may be specific to the classifier that it was trained for; `trained_for` is that one, None if it is this one."""
+    name = "other_classifier"
+    if trained_for is None:
+        return finding(name, False, f"{restorer} stands before {classifier}, for which it was trained.")
+    return finding(
+        name,
+        True,
+        f"{restorer} was trained for {trained_for} and stands before {classifier}: these figures say how far it carries over, "
+        f"not what it does for a classifier of its own; train it for {classifier} before you judge it there.",
+    )
+
+
 def label_leaking(subject: str, true: Figure, control: Figure, clean: Figure) -> Finding:
     """A perturbation made with the true label may tell a restorer that label; figures also carry "title"."""
     after_true, after_control = percent(true["accuracy"]), percent(control["accuracy"])
@@ -209,6 +222,8 @@ def run(results: dict[str, Any]) -> list[Finding]:
         if "white_box" in mine:
             adversarial = classifier.get("adversarial", False)
             findings.append(suspiciously_high(restorer, mine["white_box"], adversarial=adversarial))
+        if restorer in results.get("trained_for", {}):
+            findings.append(other_classifier(restorer, classifier["name"], results["trained_for"][restorer]))
         if restorer in results.get("randomised", {}):
             findings.append(randomised(restorer, rows, random=results["randomised"][restorer]))
     if "probabilities" in classifier:

@@ -184,6 +184,7 @@ def tabulate(measurement: Measurement, outcomes: dict[Cell, Outcome]) -> dict[st
         "restoration": tables.restoration(outcomes, lpips=measurement.lpips is not None),
         "cost": {name: cost.measure(defended, timed) for name, defended in measurement.defences.items()},
         "randomised": measurement.randomised,
+        "trained_for": trained_for(config),
         "curves": curves(measurement),
     }
     if config.fid:
@@ -191,6 +192,30 @@ def tabulate(measurement: Measurement, outcomes: dict[Cell, Outcome]) -> dict[st
         fid.add(results["restoration"], outcomes, clean_images, cuda=measurement.device.type == "cuda")
     results["checks"] = checks.run(results)
     return results
+
+
+def trained_for(config: EvaluateConfig) -> dict[str, str | None]:
+    """Of each trained restorer, the classifier that it was trained for, None where it stands before that one here."""
+    found: dict[str, str | None] = {}
+    for restorer in config.restorers:
+        if restorer == NO_RESTORER or zoo.is_ready(restorer) or zoo.is_own(restorer):
+            continue
+        if not isinstance(zoo.describe(restorer).get("classifier"), str):
+            continue
+        other = zoo.classifier_of(restorer)
+        same = other == config.classifier or _same_weights(other, config.classifier)
+        found[restorer] = None if same else other
+    return found
+
+
+def _same_weights(one: str, other: str) -> bool:
+    """Whether two names stand for the same file; of a part of the user's own, or one that is gone, only names can tell."""
+    if zoo.is_own(one) or zoo.is_own(other):
+        return False
+    try:
+        return zoo.content_hash(one) == zoo.content_hash(other)
+    except (UserError, OSError):
+        return False
 
 
 def draw(measurement: Measurement, shown: list[Cell]) -> list[figures.Panel]:

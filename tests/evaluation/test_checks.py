@@ -76,6 +76,8 @@ FOUND = [
     (checks.randomised("jpeg", [tried(0.5, 0.2, restorer="trn", eot_samples=9)], random=True), True, "no white_box attack"),
     (checks.probabilities("net", are=True), True, "net gives what look like probabilities"),
     (checks.probabilities("net", are=False), False, "net gives logits"),
+    (checks.other_classifier("trn", "mine", "theirs"), True, "trn was trained for theirs and stands before mine"),
+    (checks.other_classifier("trn", "mine", None), False, "trn stands before mine, for which it was trained"),
     (checks.label_leaking("x", figure(800), figure(500), figure(900)), True, "may leak"),
     (checks.label_leaking("x", figure(950), figure(950), figure(900)), True, "an attack that helps"),
     (checks.label_leaking("x", figure(500), figure(510), figure(900)), False, "no sign"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import gandefense
 from gandefense.config import DataConfig
 from gandefense.data import datasets
 from gandefense.errors import UserError
-from gandefense.evaluation import metrics, work
+from gandefense.evaluation import evaluator, metrics, work
 from gandefense.evaluation.evaluator import EvaluateConfig
+from gandefense.weights_io import load_weights, save_weights
 from tests.evaluation.conftest import Networks
 from tests.helpers.evaluations import GRAY, LIMIT, WHITE, without_timings
 
@@ -47,6 +49,7 @@ def test_results_are_whole_and_consistent(settings: dict[str, Any], networks: Ne
         hostile = [row for key, row in rows.items() if key[0] == trn and key[1] == threat and row["norm"] == "linf"]
         assert results["worst_case"][trn][threat]["accuracy"] <= min(row["accuracy"] for row in hostile)
     assert set(results["worst_case"]) == {"none", trn}
+    assert results["trained_for"] == {trn: None}
     assert results["cost"][trn]["forward_passes"] == 2 and results["cost"][trn]["backward_passes"] == 10
     assert results["cost"]["none"] | {"forward_passes": 1, "backward_passes": 0, "parameters": 0} == results["cost"]["none"]
     assert {entry["restored"]["lpips"] for entry in results["restoration"][trn]} == {"missing"}
@@ -61,6 +64,24 @@ def test_results_are_whole_and_consistent(settings: dict[str, Any], networks: Ne
     pictures = {path.name for path in (folder / "pictures").iterdir()}
     pictures = {name for name in pictures if not name.startswith(("roc_", "curve_"))}
     assert len(pictures) == 1 + len(GRAY) + 2 and all(f"pictures/{name}" in report for name in pictures)
+
+
+def test_another_classifier_than_a_restorer_was_trained_for_is_noticed(networks: Networks, tmp_path: Path) -> None:
+    copied, other, bare = tmp_path / "copied.safetensors", tmp_path / "other.safetensors", tmp_path / "bare.safetensors"
+    shutil.copy(networks.classifier, copied)
+    tensors, description = load_weights(Path(networks.classifier))
+    save_weights(other, {name: 2 * tensor for name, tensor in tensors.items()}, description)
+    tensors, description = load_weights(Path(networks.trn))
+    save_weights(bare, tensors, {key: value for key, value in description.items() if key != "classifier"})
+    restorers = ["none", "jpeg", networks.trn, str(bare)]
+    said = {
+        str(classifier): evaluator.trained_for(EvaluateConfig(classifier=str(classifier), restorers=restorers))
+        for classifier in (networks.classifier, copied, other)
+    }
+    assert said[networks.classifier] == said[str(copied)] == {networks.trn: None}
+    assert said[str(other)] == {networks.trn: networks.classifier}
+    Path(networks.classifier).unlink()  # a name that leads nowhere is another one
+    assert evaluator.trained_for(EvaluateConfig(classifier=str(copied), restorers=restorers)) == said[str(other)]
 
 
 def test_accuracies_are_those_of_the_plain_modules(settings: dict[str, Any], networks: Networks) -> None:
