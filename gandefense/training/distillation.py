@@ -36,13 +36,40 @@ def distillation(logits: Tensor, goal: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits.float(), 1), F.log_softmax(goal.float(), 1), reduction="batchmean", log_target=True)
 
 
+def attack_on_student(
+    student: nn.Module, clean: Tensor, soft: Tensor, budget: Tensor, start: Tensor, *, steps: int, temperature: float
+) -> Tensor:
+    """Signed steps away from the teacher's answers, within a budget: one (Wong et al. 2020) or several (Madry et al. 2018).
+
+    Args:
+        student: whose gradient is followed, in the mode it is in.
+        clean: (B, C, H, W) in [0, 1].
+        soft: (B, K), the teacher's logits on the clean images, divided by the temperature.
+        budget: (B, 1, 1, 1), L-infinity, in pixel units.
+        start: (B, C, H, W), the perturbation begun with.
+        steps: at least 1; one is 1.25 times the budget long, several together 2.5 times.
+        temperature: of the student.
+
+    Returns:
+        (B, C, H, W) in [0, 1].
+    """
+    share = 1.25 if steps == 1 else 2.5 / steps
+    with frozen(student):
+        attacked = (clean + start).clamp(0, 1)
+        for _ in range(steps):
+            attacked.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(distillation(student(attacked) / temperature, soft), attacked)
+            moved = (attacked.detach() - clean) + share * budget * gradient.sign()
+            attacked = (clean + moved.clamp(-budget, budget)).clamp(0, 1)
+    return attacked.detach()
+
+
 def student_step(
     config: StudentConfig, student: nn.Module, teacher: nn.Module, clean: Tensor, part: Part | None = None
 ) -> Tensor:
     """One distillation loss: the student on attacked and noisy images against the teacher's soft labels on the clean ones.
 
-    The attack takes signed steps from a random start on the student itself, with a budget drawn for each image: one step of
-    1.25 times the budget (Wong et al. 2020), or several (Madry et al. 2018).
+    The attack starts at random and is on the student itself, with a budget drawn for each image.
 
     Args:
         config: temperature, budgets, noise.
@@ -55,16 +82,10 @@ def student_step(
     temperature = config.temperature
     with torch.no_grad():
         soft = teacher(clean) / temperature
-    share = 1.25 if config.attack_steps == 1 else 2.5 / config.attack_steps
-    with frozen(student):
-        with part.drawing():
-            budget = config.eps * torch.rand(len(clean), 1, 1, 1, device=clean.device)
-            attacked = (clean + budget * (2 * torch.rand_like(clean) - 1)).clamp(0, 1)
-        for _ in range(config.attack_steps):
-            attacked.requires_grad_(True)
-            (gradient,) = torch.autograd.grad(distillation(student(attacked) / temperature, soft), attacked)
-            moved = (attacked.detach() - clean) + share * budget * gradient.sign()
-            attacked = (clean + moved.clamp(-budget, budget)).clamp(0, 1)
+    with part.drawing():
+        budget = config.eps * torch.rand(len(clean), 1, 1, 1, device=clean.device)
+        start = budget * (2 * torch.rand_like(clean) - 1)
+    attacked = attack_on_student(student, clean, soft, budget, start, steps=config.attack_steps, temperature=temperature)
     is_noisy = part.rows % config.noise_every == 0
     noisy = is_noisy.nonzero()[:, 0].to(clean.device)
     with part.drawing(part.rows[is_noisy] // config.noise_every, -(-part.batch // config.noise_every)):

@@ -26,6 +26,7 @@ from gandefense.restorers.gan import GANNetworks, GANRestorer
 from gandefense.training.batch_norm import synchronised
 from gandefense.training.classifier import accuracy
 from gandefense.training.distillation import clean_logits, distillation, student_step
+from gandefense.training.gan_adapt import add_own_attacks
 from gandefense.training.gan_batch import Mix, Piece, Replay, fakes, moved, perturbed, replayed
 from gandefense.training.gan_config import GANConfig, check
 from gandefense.training.gan_detection import calibrate
@@ -269,14 +270,17 @@ def _train(config: GANConfig, device: torch.device) -> Path:
             rows = batch_indices(len(attacked), config.adapt.batch_size, step, config.run.seed + 1)
             noisy = round(config.adapt.noise_share * len(rows))
             mix = Mix(len(rows), noisy, noisy, noisy, noise_level=options.noise_level)
+            own_steps = config.adapt.own_steps if step % 2 else 1
             for group in student_optimiser.param_groups:
                 group["lr"] = config.adapt.learning_rate * warm_cosine(step, config.adapt.steps, warmup=50)
             student_optimiser.zero_grad(set_to_none=True)
             mine = parts(len(rows), options.accumulate, device)
             for part in mine:
                 piece = perturbed(part, rows, mix, replay=None, **sources)
-                with torch.no_grad():
-                    restored = restorer(piece.images).images
+                with autocast(device, config.run.precision):
+                    add_own_attacks(config, student, piece, first=noisy, steps=own_steps)
+                    with torch.no_grad():
+                        restored = restorer(piece.images).images
                 with part.drawing():
                     untouched = torch.rand(len(restored), 1, 1, 1, device=device) < config.adapt.clean_share
                     shown = moved(torch.where(untouched, piece.clean, restored), flip=data.flips)

@@ -75,7 +75,10 @@ class AdaptConfig:
     steps: int = 0  # 0: no such phase
     batch_size: int = 128  # images per step
     learning_rate: float = 0.005  # peak, SGD with momentum 0.9; the temperature is that of `distil`
-    noise_share: float = 0.5  # of a batch: Gaussian noise, as in phase 2; the rest are rows of the attacked set
+    noise_share: float = 0.5  # of a batch: Gaussian noise, as in phase 2; what neither share takes are rows of the attacked set
+    own_share: float = 0.0  # of a batch: attacked on the student itself, because who attacks this defence attacks its classifier
+    own_eps: float = 12 / 255  # largest budget of that attack, drawn uniformly from 0 for each image
+    own_steps: int = 5  # of that attack in every other batch; in the others it takes a single one
     clean_share: float = 0.25  # of the batch: images that the restorer has not seen at all, so that clean accuracy stays
 
 
@@ -121,6 +124,7 @@ def check(config: GANConfig) -> None:
             "distil.attack_steps": config.distil.attack_steps,
             "distil.noise_every": config.distil.noise_every,
             "adapt.batch_size": config.adapt.batch_size,
+            "adapt.own_steps": config.adapt.own_steps,
             "loss.r1_every": config.loss.r1_every,
             "loop.rounds": config.loop.rounds,
             "validation_rows": config.validation_rows,
@@ -129,6 +133,7 @@ def check(config: GANConfig) -> None:
             "train.learning_rate": config.train.learning_rate,
             "train.random_step_eps": config.train.random_step_eps,
             "distil.temperature": config.distil.temperature,
+            "adapt.own_eps": config.adapt.own_eps,
         },
         fractions={"loop.false_positive_rate": config.loop.false_positive_rate},
     )
@@ -138,13 +143,15 @@ def check(config: GANConfig) -> None:
         if value not in known:
             raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
     require(
-        shares={f"adapt.{name}": getattr(config.adapt, name) for name in ("noise_share", "clean_share")},
+        shares={f"adapt.{name}": getattr(config.adapt, name) for name in ("noise_share", "own_share", "clean_share")},
         not_negative={
             f"train.{name}": getattr(config.train, name) for name in ("noise_share", "random_step_share", "replay_share")
         },
     )
     if config.train.noise_share + config.train.random_step_share + config.train.replay_share > 1:
         raise UserError("train.noise_share, random_step_share and replay_share together exceed 1")
+    if config.adapt.noise_share + config.adapt.own_share > 1:
+        raise UserError("adapt.noise_share and own_share together exceed 1")
     check_parts(
         config.train.accumulate,
         {

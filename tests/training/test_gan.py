@@ -220,6 +220,8 @@ def test_rows_without_clean_ones_validate_on_what_there_is(gan_settings: Callabl
         ("distil.noise_every", 0, "distil.noise_every must be at least 1, got 0"),
         ("distil.attack_steps", 0, "distil.attack_steps must be at least 1, got 0"),
         ("adapt.clean_share", 1.5, "adapt.clean_share must lie in .0, 1., got 1.5"),
+        ("adapt.own_share", 0.6, "adapt.noise_share and own_share together exceed 1"),
+        ("adapt.own_steps", 0, "adapt.own_steps must be"),
         ("answers", "nobody", "unknown answers 'nobody'; known: teacher, student"),
         ("loop.detector", "magic", "unknown loop.detector 'magic'; known: perturbation, fused"),
         ("loop.rounds", 0, "loop.rounds must be at least 1, got 0"),

@@ -32,7 +32,7 @@ def _adapting(gan_settings: Callable[..., GANConfig], name: str, **options: obje
     config = gan_settings(name, distil=4, steps=6, **options)
     config.answers, config.loop.detector = "student", "fused"
     config.distil.attack_steps, config.distil.noise_every = 2, 2
-    config.adapt = AdaptConfig(steps=12, batch_size=16, learning_rate=0.02)
+    config.adapt = AdaptConfig(steps=12, batch_size=16, learning_rate=0.02, own_share=0.25, own_steps=2)
     return config
 
 
