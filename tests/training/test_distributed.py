@@ -47,12 +47,16 @@ RECIPES = {
     "gan": "classifier: CLASSIFIER\nattacked: {rows: 64, attacks: [fgsm, none], budgets: [8/255]}\nvalidation_rows: 16\n"
     "network: {width: 8, discriminator_width: 4}\ndistil: {steps: 4, batch_size: 17, learning_rate: 0.002}\n"
     "train: {steps: 6, batch_size: 13, warmup: 3, ema_decay: 0.8,"
-    " noise_share: 0.35, random_step_share: 0.2, replay_share: 0.2}\nloss: {class_ramp: 4, r1_every: 4}\n",
+    " noise_share: 0.35, random_step_share: 0.2, replay_share: 0.2}\nloss: {class_ramp: 4, r1_every: 4}\n"
+    "adapt: {steps: 4, batch_size: 15, learning_rate: 0.002, noise_share: 0.35, own_share: 0.35, own_steps: 2}\n",
 }
 STILL = {
     "classifier": (f"train.learning_rate={TINY}", "train.epochs=0.15"),
     "trn": (f"train.learning_rate={TINY}", "train.steps=1"),
-    "gan": tuple(f"{name}={TINY}" for name in ("train.learning_rate", "train.discriminator_rate", "distil.learning_rate")),
+    "gan": tuple(
+        f"{name}={TINY}"
+        for name in ("train.learning_rate", "train.discriminator_rate", "distil.learning_rate", "adapt.learning_rate")
+    ),
 }
 LOSSES = {"classifier": "train/loss", "trn": "train/loss", "gan": "train/loss_discriminator"}
 
