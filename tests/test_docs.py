@@ -210,6 +210,25 @@ def test_figures_of_other_budgets_in_the_readme_are_those_of_the_results() -> No
     assert min(detected, key=detected.get) == 2
 
 
+def test_figures_of_another_victim_in_the_readme_are_those_of_the_results() -> None:
+    made = json.loads((ROOT / "results" / "cifar10_other_victim.json").read_text(encoding="utf-8"))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    rows = {(row["restorer"], row["title"]): row for row in made["rows"]}
+
+    def spoken(restorer: str, title: str) -> str:
+        row = rows[restorer, title]
+        return f"{100 * row['accuracy']:.1f} % [{100 * row['ci95'][0]:.1f}, {100 * row['ci95'][1]:.1f}]"
+
+    one, several = "cifar10/trn", "cifar10/trn-several"
+    clean = {name: f"{100 * rows[name, 'clean']['accuracy']:.1f} %" for name in (one, several)}
+    alone = f"{100 * made['classifier']['accuracy']:.1f} % without it"
+    assert f"leaves clean images alone ({clean[one]} of them are right, {alone}) and undoes little: " in readme
+    assert f"undoes little: {spoken(one, 'pgd-40')} under PGD-40 at 8/255, {spoken(one, 'mim-20')} under MIM-20" in readme
+    assert f"{clean[several]} clean, {spoken(several, 'pgd-40')} under PGD-40, {spoken(several, 'pgd-40 (predicted)')} with" in readme
+    assert f"instead of the true one, {spoken(several, 'mim-20')} under MIM-20 (n = {made['data']['n']:,}, seed 0," in readme
+    assert set(made["trained_for"].values()) == {"cifar10/classifier"} and made["classifier"]["name"] == "cifar10/surrogate"
+
+
 def test_figures_at_the_gans_levels_in_the_readme_are_those_of_the_results() -> None:
     text, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("results/gan-levels.md", "README.md"))
     section = text.split("## Which part helps\n")[1].split("\n## ")[0]
