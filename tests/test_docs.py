@@ -153,8 +153,8 @@ def test_fields_of_the_results_are_explained() -> None:
         table = text.split(f"{first}:\n\n", 1)[1].split("\n\n", 1)[0]
         return words([line.strip("|").split(" | ")[0] for line in table.splitlines()[2:]])
 
-    # these results are older than "levels"
-    assert words([row[0] for row in rows(REPORT_PAGE, "field")]) == {*results, "levels"}
+    # these results are older than "levels" and "trained_for"
+    assert words([row[0] for row in rows(REPORT_PAGE, "field")]) == {*results, "levels", "trained_for"}
     assert explained("An entry of `rows`") == set(results["rows"][0])
     assert explained("An entry of `worst_case`") == set(results["worst_case"]["cifar10/gan"]["white_box"])
     assert explained("An entry of `detection`") == set(results["detection"]["cifar10/gan"])
@@ -224,7 +224,8 @@ def test_figures_of_another_victim_in_the_readme_are_those_of_the_results() -> N
     alone = f"{100 * made['classifier']['accuracy']:.1f} % without it"
     assert f"leaves clean images alone ({clean[one]} of them are right, {alone}) and undoes little: " in readme
     assert f"undoes little: {spoken(one, 'pgd-40')} under PGD-40 at 8/255, {spoken(one, 'mim-20')} under MIM-20" in readme
-    assert f"{clean[several]} clean, {spoken(several, 'pgd-40')} under PGD-40, {spoken(several, 'pgd-40 (predicted)')} with" in readme
+    control = spoken(several, "pgd-40 (predicted)")
+    assert f"{clean[several]} clean, {spoken(several, 'pgd-40')} under PGD-40, {control} with the predicted label" in readme
     assert f"instead of the true one, {spoken(several, 'mim-20')} under MIM-20 (n = {made['data']['n']:,}, seed 0," in readme
     assert set(made["trained_for"].values()) == {"cifar10/classifier"} and made["classifier"]["name"] == "cifar10/surrogate"
 
