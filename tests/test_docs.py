@@ -223,10 +223,14 @@ def test_figures_of_another_victim_in_the_readme_are_those_of_the_results() -> N
     clean = {name: f"{100 * rows[name, 'clean']['accuracy']:.1f} %" for name in (one, several)}
     alone = f"{100 * made['classifier']['accuracy']:.1f} % without it"
     assert f"leaves clean images alone ({clean[one]} of them are right, {alone}) and undoes little: " in readme
-    assert f"undoes little: {spoken(one, 'pgd-40')} under PGD-40 at 8/255, {spoken(one, 'mim-20')} under MIM-20" in readme
+    worst = {name: f"{100 * made['worst_case'][name]['gray_box']['accuracy']:.1f} % in the gray_box worst case" for name in clean}
+    assert (
+        f"undoes little: {spoken(one, 'pgd-40')} under PGD-40 at 8/255, {spoken(one, 'mim-20')} under MIM-20, {worst[one]}"
+        in readme
+    )
     control = spoken(several, "pgd-40 (predicted)")
     assert f"{clean[several]} clean, {spoken(several, 'pgd-40')} under PGD-40, {control} with the predicted label" in readme
-    assert f"instead of the true one, {spoken(several, 'mim-20')} under MIM-20 (n = {made['data']['n']:,}, seed 0," in readme
+    assert f"instead of the true one, {spoken(several, 'mim-20')} under MIM-20, {worst[several]} (n = 1,000" in readme
     assert set(made["trained_for"].values()) == {"cifar10/classifier"} and made["classifier"]["name"] == "cifar10/surrogate"
 
 
@@ -377,7 +381,8 @@ def test_figures_of_autoattack_through_the_pairs_are_those_of_the_table() -> Non
     for entry in (bare, trn, gan):
         for row in entry["survivors"]:
             fell = row["tried"] - round(entry["clean"]["n"] * row["accuracy"])
-            taken.setdefault(row["title"], []).append(fell) if row["view"] in ("detached", "oblivious") else None
+            if row["view"] in ("detached", "oblivious"):
+                taken.setdefault(row["title"], []).append(fell)
     assert f"APGD-CE of 100 steps takes {'{}, {} and {}'.format(*taken['apgd-ce-100'])} more" in page
     assert f"APGD-T {'{}, {} and {}'.format(*taken['apgd-t-100'])}, FAB-T and Square 0, 0 and 0" in page
     assert taken["fab-t-100"] == taken["square-1000"] == [0, 0, 0]

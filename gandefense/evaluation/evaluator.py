@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gandefense import config as configuration
 from gandefense import distributed, zoo
+from gandefense.attacks.cache import fingerprint
 from gandefense.data import datasets
 from gandefense.data.batches import batches, content_hash, to_float
 from gandefense.errors import UserError
@@ -184,7 +186,7 @@ def tabulate(measurement: Measurement, outcomes: dict[Cell, Outcome]) -> dict[st
         "restoration": tables.restoration(outcomes, lpips=measurement.lpips is not None),
         "cost": {name: cost.measure(defended, timed) for name, defended in measurement.defences.items()},
         "randomised": measurement.randomised,
-        "trained_for": trained_for(config),
+        "trained_for": trained_for(config.restorers, measurement.classifier, config.classifier),
         "curves": curves(measurement),
     }
     if config.fid:
@@ -194,22 +196,36 @@ def tabulate(measurement: Measurement, outcomes: dict[Cell, Outcome]) -> dict[st
     return results
 
 
-def trained_for(config: EvaluateConfig) -> dict[str, str | None]:
-    """Of each trained restorer, the classifier that it was trained for, None where it stands before that one here."""
+def trained_for(restorers: list[str], classifier: nn.Module, name: str) -> dict[str, str | None]:
+    """Of each trained restorer, the classifiers that it was trained for, None where it stands before one of them here.
+
+    Weights tell that for the defended one, wherever its file lies; of `others` that TRN learnt from only names and files do.
+
+    Args:
+        restorers: names, as a config has them.
+        classifier: what they stand before.
+        name: of that classifier, as a config has it.
+    """
     found: dict[str, str | None] = {}
-    for restorer in config.restorers:
+    here = fingerprint(classifier)
+    for restorer in restorers:
         if restorer == NO_RESTORER or zoo.is_ready(restorer) or zoo.is_own(restorer):
             continue
-        if not isinstance(zoo.describe(restorer).get("classifier"), str):
+        description = zoo.describe(restorer)
+        if not isinstance(description.get("classifier"), str):
             continue
-        other = zoo.classifier_of(restorer)
-        same = other == config.classifier or _same_weights(other, config.classifier)
-        found[restorer] = None if same else other
+        defended, others = zoo.classifier_of(restorer), description.get("config", {}).get("others") or []
+        expected = description.get("classifier_fingerprint")
+        same = expected == here if expected is not None else _same_file(defended, name)
+        known = same or any(_same_file(other, name) for other in others)
+        found[restorer] = None if known else ", ".join([defended, *others])
     return found
 
 
-def _same_weights(one: str, other: str) -> bool:
-    """Whether two names stand for the same file; of a part of the user's own, or one that is gone, only names can tell."""
+def _same_file(one: str, other: str) -> bool:
+    """Whether two names stand for the same weights file; of a part of the user's own, or a file that is gone, only names tell."""
+    if one == other:
+        return True
     if zoo.is_own(one) or zoo.is_own(other):
         return False
     try:

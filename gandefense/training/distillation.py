@@ -42,7 +42,7 @@ def attack_on_student(
     """Signed steps away from the teacher's answers, within a budget: one (Wong et al. 2020) or several (Madry et al. 2018).
 
     Args:
-        student: whose gradient is followed, in the mode it is in.
+        student: whose gradient is followed, in eval mode; it is left in the mode it is in.
         clean: (B, C, H, W) in [0, 1].
         soft: (B, K), the teacher's logits on the clean images, divided by the temperature.
         budget: (B, 1, 1, 1), L-infinity, in pixel units.

@@ -279,7 +279,7 @@ def _train(config: GANConfig, device: torch.device) -> Path:
                 piece = perturbed(part, rows, mix, replay=None, **sources)
                 with autocast(device, config.run.precision):
                     add_own_attacks(config, student, piece, first=noisy, steps=own_steps)
-                    with torch.no_grad():
+                    with torch.no_grad():  # in bf16 a few images are flagged otherwise than at test time, which does no harm
                         restored = restorer(piece.images).images
                 with part.drawing():
                     untouched = torch.rand(len(restored), 1, 1, 1, device=device) < config.adapt.clean_share

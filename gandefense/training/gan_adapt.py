@@ -33,6 +33,4 @@ def add_own_attacks(config: GANConfig, student: nn.Module, piece: Piece, *, firs
         return
     temperature = config.distil.temperature
     soft = piece.goal[here] / temperature
-    student.eval()
     piece.images[here] = attack_on_student(student, clean, soft, budget, start, steps=steps, temperature=temperature)
-    student.train()

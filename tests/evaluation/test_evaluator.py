@@ -12,6 +12,8 @@ import pytest
 import torch
 
 import gandefense
+from gandefense import zoo
+from gandefense.attacks.cache import fingerprint
 from gandefense.config import DataConfig
 from gandefense.data import datasets
 from gandefense.errors import UserError
@@ -67,27 +69,35 @@ def test_results_are_whole_and_consistent(settings: dict[str, Any], networks: Ne
 
 
 def test_another_classifier_than_a_restorer_was_trained_for_is_noticed(networks: Networks, tmp_path: Path) -> None:
-    copied, other, bare = tmp_path / "copied.safetensors", tmp_path / "other.safetensors", tmp_path / "bare.safetensors"
-    shutil.copy(networks.classifier, copied)
     tensors, description = load_weights(Path(networks.classifier))
-    save_weights(other, {name: 2 * tensor for name, tensor in tensors.items()}, description)
+    there = {name: tmp_path / f"{name}.safetensors" for name in ("copied", "other", "told", "several", "bare")}
+    save_weights(there["copied"], tensors, description | {"note": "the same weights in another file"})
+    save_weights(there["other"], {name: 2 * tensor for name, tensor in tensors.items()}, description)
     tensors, description = load_weights(Path(networks.trn))
-    save_weights(bare, tensors, {key: value for key, value in description.items() if key != "classifier"})
-    restorers = ["none", "jpeg", networks.trn, str(bare)]
-    said = {
-        str(classifier): evaluator.trained_for(EvaluateConfig(classifier=str(classifier), restorers=restorers))
-        for classifier in (networks.classifier, copied, other)
-    }
-    assert said[networks.classifier] == said[str(copied)] == {networks.trn: None}
-    assert said[str(other)] == {networks.trn: networks.classifier}
-    Path(networks.classifier).unlink()  # a name that leads nowhere is another one
-    assert evaluator.trained_for(EvaluateConfig(classifier=str(copied), restorers=restorers)) == said[str(other)]
+    told = description | {"classifier_fingerprint": fingerprint(zoo.load_classifier(networks.classifier))}
+    save_weights(there["told"], tensors, told)
+    save_weights(there["several"], tensors, told | {"config": {"others": [str(there["other"])]}})
+    save_weights(there["bare"], tensors, {key: value for key, value in description.items() if key != "classifier"})
+    names = {name: str(path) for name, path in there.items()}
+    restorers = ["none", "jpeg", networks.trn, names["told"], names["several"], names["bare"]]
+
+    def said(classifier: str) -> list[str | None]:
+        found = evaluator.trained_for(restorers, zoo.load_classifier(classifier), classifier)
+        assert list(found) == restorers[2:5], "the others do not say, or were not trained"
+        return list(found.values())
+
+    assert said(networks.classifier) == [None, None, None]
+    assert said(names["copied"]) == [networks.classifier, None, None], "without a fingerprint only the file tells"
+    assert said(names["other"]) == [networks.classifier, networks.classifier, None], "one of several was that one"
+    shutil.move(networks.classifier, tmp_path / "away")
+    assert said(names["copied"])[1:] == [None, None], "weights are the same wherever they lie"
+    shutil.copy(names["other"], networks.classifier)
+    assert said(networks.classifier)[1] == networks.classifier, "weights that changed under the same name"
 
 
 def test_accuracies_are_those_of_the_plain_modules(settings: dict[str, Any], networks: Networks) -> None:
     from dataclasses import replace
 
-    from gandefense import zoo
     from gandefense.attacks.suite import AttackSpec, attack
     from gandefense.data import batches, datasets
 
