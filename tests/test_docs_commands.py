@@ -82,6 +82,7 @@ NOT_RUN: dict[str, str] = {
     "python tools/export.py": "tests/test_export.py",
     "python tools/clean_cache.py": "looks at the own cache of whoever runs the tests; tests/tools/test_clean_cache.py",
     "python tools/train_baseline.py": "tests/training/baselines",
+    "python tools/evaluate.py configs/evaluate/fashion_mnist": "needs Fashion-MNIST; tests/test_one_channel.py runs it on a small one",
     "pip": "needs a network",
     **dict.fromkeys(
         (
@@ -159,7 +160,8 @@ def tiny_networks(place: Path) -> None:
     about = {"data": "cifar10", "classifier": "cifar10/classifier"}
     trn = TwoStreamRestorationNetwork(**shape).state_dict()
     card = {**about, "kind": "trn", "network": shape, "threshold": 1.0}
-    save_weights(place / "weights/cifar10/trn.safetensors", trn, card)
+    for name in ("trn", "trn-several"):
+        save_weights(place / f"weights/cifar10/{name}.safetensors", trn, card)
     save_weights(place / "weights/cifar10/trn-robust.safetensors", trn, {**card, "classifier": "cifar10/trn-robust-classifier"})
     shape = {"channels": 3, "size": 32, "ismn": "full", "width": 8, "norm": "group"}
     loop = {"threshold": 1e9, "rounds": 2, "tolerance": 0.01}
