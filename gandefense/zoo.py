@@ -60,6 +60,15 @@ def _on_disk(name: str | Path) -> Path | None:
     return shipped if os.path.isfile(shipped) else None
 
 
+def _listed(known: list[str]) -> str:
+    """Names in a line, those of one data set together: cifar10/{gan, trn}, so that all of them fit into a message."""
+    groups: dict[str, list[str]] = {}
+    for name in known:
+        data, own = name.split("/")
+        groups.setdefault(data, []).append(own)
+    return ", ".join(f"{data}/{{{', '.join(own)}}}" for data, own in groups.items()) or "none"
+
+
 def find(name: str | Path) -> Path:
     """The weights file behind a zoo name, a safetensors file or a finished run folder; raises UserError for none."""
     path = _on_disk(name)
@@ -75,11 +84,10 @@ def find(name: str | Path) -> Path:
     if own_parts.is_dotted(name):
         own_parts.describe(name)  # a mistaken name says so first
         raise UserError(f"{name} is a part of your own and has no weights file; give a zoo name, a run folder or such a file")
-    shipped_names = ", ".join(names()) or "none"
     nearest = difflib.get_close_matches(str(name)[:100], [*names(), *baselines.READY], n=1)
     meant = f"; did you mean {nearest[0]}?" if nearest else ";"
     raise UserError(
-        f"unknown network {str(name)!r}{meant} shipped: {shipped_names}; restorers without training: "
+        f"unknown network {str(name)!r}{meant} shipped: {_listed(names())}; restorers without training: "
         f"{', '.join(baselines.READY)}; or give a run folder, a .safetensors file or package.module.attribute of your own"
     )
 

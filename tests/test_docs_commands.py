@@ -82,7 +82,7 @@ NOT_RUN: dict[str, str] = {
     "python tools/export.py": "tests/test_export.py",
     "python tools/clean_cache.py": "looks at the own cache of whoever runs the tests; tests/tools/test_clean_cache.py",
     "python tools/train_baseline.py": "tests/training/baselines",
-    "python tools/evaluate.py configs/evaluate/fashion_mnist": "needs Fashion-MNIST; tests/test_one_channel.py runs it on a small one",
+    "python tools/evaluate.py configs/evaluate/fashion_mnist": "needs Fashion-MNIST; see tests/test_one_channel.py",
     "pip": "needs a network",
     **dict.fromkeys(
         (
