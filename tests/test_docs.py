@@ -210,6 +210,30 @@ def test_figures_of_other_budgets_in_the_readme_are_those_of_the_results() -> No
     assert min(detected, key=detected.get) == 2
 
 
+def test_figures_of_unseen_attacks_in_the_readme_are_those_of_the_results() -> None:
+    made = json.loads((ROOT / "results" / "cifar10_unseen.json").read_text(encoding="utf-8"))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    rows = {(row["title"], row["threat"]): row for row in made["rows"] if row["restorer"] == "cifar10/trn"}
+
+    def spoken(title: str, threat: str = "gray_box") -> str:
+        row = rows[title, threat]
+        return f"{100 * row['accuracy']:.1f} % [{100 * row['ci95'][0]:.1f}, {100 * row['ci95'][1]:.1f}]"
+
+    said = (
+        f"AutoAttack on its classifier: {spoken('autoattack')}; Square with 1,000 queries {spoken('square-1000')}; "
+        f"PGD-20 of another classifier {spoken('pgd-20', 'black_box')}; DeepFool {spoken('deepfool-50')}; C&W {spoken('cw-30')} ("
+    )
+    assert said in readme
+    order = [("autoattack", "gray_box"), ("square-1000", "gray_box"), ("pgd-20", "black_box")]
+    order += [("deepfool-50", "gray_box"), ("cw-30", "gray_box")]
+    alone = [f"{100 * rows[key]['undefended_accuracy']:.1f}" for key in order]
+    assert f"the classifier alone {', '.join(alone[:-1])} and {alone[-1]} %)" in readme
+    detected = {entry["title"]: entry["auroc"] for entry in made["detection"]["cifar10/trn"]["attacks"]}
+    assert f"(AUROC {detected['deepfool-50']:.3f} and {detected['cw-30']:.3f})" in readme
+    controls = [100 * row["accuracy"] for (title, _), row in rows.items() if title.endswith("(predicted)")]
+    assert len(controls) == 5 and f"leave {min(controls):.1f} to {max(controls):.1f} % (n = 1,000" in readme
+
+
 def test_figures_of_another_victim_in_the_readme_are_those_of_the_results() -> None:
     made = json.loads((ROOT / "results" / "cifar10_other_victim.json").read_text(encoding="utf-8"))
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
