@@ -234,6 +234,27 @@ def test_figures_of_unseen_attacks_in_the_readme_are_those_of_the_results() -> N
     assert len(controls) == 5 and f"leave {min(controls):.1f} to {max(controls):.1f} % (n = 1,000" in readme
 
 
+def test_figures_of_fashion_mnist_in_the_readme_are_those_of_the_results() -> None:
+    made = json.loads((ROOT / "results" / "fashion_mnist_quick.json").read_text(encoding="utf-8"))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    rows = {(row["title"], row["view"]): row for row in made["rows"] if row["restorer"] == "fashion_mnist/trn"}
+
+    def spoken(title: str, view: str = "oblivious") -> str:
+        row = rows[title, view]
+        return f"{100 * row['accuracy']:.1f} % [{100 * row['ci95'][0]:.1f}, {100 * row['ci95'][1]:.1f}]"
+
+    attacks = ("fgsm", "pgd-20", "mim-10")
+    alone = "{:.1f}, {:.1f} and {:.1f} %".format(*(100 * rows[title, "oblivious"]["undefended_accuracy"] for title in attacks))
+    bare = f"{100 * made['classifier']['accuracy']:.1f} %"
+    clean = f"{100 * rows['clean', 'oblivious']['accuracy']:.1f} %"
+    assert (
+        f"keeps {clean} of clean images right (its classifier alone {bare}), and at 8/255 {spoken('fgsm')} under FGSM" in readme
+    )
+    assert f"{spoken('pgd-20')} under PGD-20 and {spoken('mim-10')} under MIM-10 (alone {alone})" in readme
+    assert f"PGD-20 through `detached` leaves {spoken('pgd-20', 'detached')}" in readme
+    assert any(check["name"] == "suspiciously_high" and check["fired"] for check in made["checks"])
+
+
 def test_figures_of_another_victim_in_the_readme_are_those_of_the_results() -> None:
     made = json.loads((ROOT / "results" / "cifar10_other_victim.json").read_text(encoding="utf-8"))
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
