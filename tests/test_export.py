@@ -39,14 +39,20 @@ def _random(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
+def _between(values: Tensor) -> float:
+    """Half-way between the two values in the middle: on one of them, rounding alone would decide on which side it lies."""
+    ordered = values.sort().values
+    return ordered[len(values) // 2 - 1 : len(values) // 2 + 1].mean().item()
+
+
 def _gan(rounds: int = 3) -> GANRestorer:
     """A defence that flags some images, of which some settle and some do not."""
     networks = _random(GANNetworks(channels=3, size=SIZE, width=8))
     with torch.no_grad():
         first = networks(IMAGES)
-        threshold = first.logit.median().item()
+        threshold = _between(first.logit)
         distance = (first.regenerated - first.cleaned).abs().mean((1, 2, 3))
-    return GANRestorer(networks, threshold=threshold, rounds=rounds, tolerance=distance.median().item()).eval()
+    return GANRestorer(networks, threshold=threshold, rounds=rounds, tolerance=_between(distance)).eval()
 
 
 def _trn(classifier: nn.Module, top_k: int | None = None, halvings: int = 0) -> TRNRestorer:
