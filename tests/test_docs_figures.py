@@ -1,0 +1,254 @@
+"""The figures in README and docs are those of the committed results and cards, computed here from the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def card(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "gandefense" / "weights" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def text_of(page: str) -> str:
+    """A page as one line, so that it does not matter where its lines end."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def percent(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['accuracy']:.1f} %"
+
+
+def interval(figure: dict[str, Any]) -> str:
+    return f"[{', '.join(f'{100 * end:.1f}' for end in figure['ci95'])}]"
+
+
+def spanned(figure: dict[str, Any]) -> str:
+    return f"{percent(figure)} {interval(figure)}"
+
+
+def in_a_table(figure: dict[str, Any]) -> str:
+    return spanned(figure).replace(" %", "")
+
+
+def signed(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def test_figures_of_other_budgets_in_the_readme_are_those_of_the_results() -> None:
+    made = results("cifar10_budgets")
+    readme = text_of("README.md")
+
+    def spoken(restorer: str) -> str:
+        found = [row for row in made["rows"] if (row["restorer"], row["attack"]) == (restorer, "pgd")]
+        first = [f"{100 * row['accuracy']:.1f}" for row in sorted(found, key=lambda row: row["eps"])]
+        return f"{', '.join(first[:-1])} and {first[-1]} %"
+
+    assert f"PGD-40 at 2, 4, 8, 12 and 16/255: TRN {spoken('cifar10/trn')}, the GAN {spoken('cifar10/gan')} (" in readme
+    widest = max(
+        (row["ci95"][1] - row["ci95"][0]) / 2 for row in made["rows"] if row["attack"] == "pgd" and row["accuracy"] > 0.5
+    )
+    assert f"± {100 * widest:.1f} points at most" in readme
+    detected = {round(255 * entry["eps"]): entry["auroc"] for entry in made["detection"]["cifar10/trn"]["attacks"]}
+    assert f"AUROC {detected[2]:.3f}, at 8/255 {detected[8]:.3f}" in readme
+    assert min(detected, key=detected.get) == 2
+
+
+def test_figures_of_unseen_attacks_in_the_readme_are_those_of_the_results() -> None:
+    made = results("cifar10_unseen")
+    readme = text_of("README.md")
+    rows = {(row["title"], row["threat"]): row for row in made["rows"] if row["restorer"] == "cifar10/trn"}
+
+    def spoken(title: str, threat: str = "gray_box") -> str:
+        return spanned(rows[title, threat])
+
+    said = (
+        f"AutoAttack on its classifier: {spoken('autoattack')}; Square with 1,000 queries {spoken('square-1000')}; "
+        f"PGD-20 of another classifier {spoken('pgd-20', 'black_box')}; DeepFool {spoken('deepfool-50')}; C&W {spoken('cw-30')} ("
+    )
+    assert said in readme
+    order = [("autoattack", "gray_box"), ("square-1000", "gray_box"), ("pgd-20", "black_box")]
+    order += [("deepfool-50", "gray_box"), ("cw-30", "gray_box")]
+    alone = [f"{100 * rows[key]['undefended_accuracy']:.1f}" for key in order]
+    assert f"the classifier alone {', '.join(alone[:-1])} and {alone[-1]} %)" in readme
+    detected = {entry["title"]: entry["auroc"] for entry in made["detection"]["cifar10/trn"]["attacks"]}
+    assert f"(AUROC {detected['deepfool-50']:.3f} and {detected['cw-30']:.3f})" in readme
+    controls = [100 * row["accuracy"] for (title, _), row in rows.items() if title.endswith("(predicted)")]
+    assert len(controls) == 5 and f"leave {min(controls):.1f} to {max(controls):.1f} % (n = 1,000" in readme
+
+
+def test_figures_of_fashion_mnist_in_the_readme_are_those_of_the_results() -> None:
+    made = results("fashion_mnist_quick")
+    readme = text_of("README.md")
+    rows = {(row["title"], row["view"]): row for row in made["rows"] if row["restorer"] == "fashion_mnist/trn"}
+
+    def spoken(title: str, view: str = "oblivious") -> str:
+        return spanned(rows[title, view])
+
+    attacks = ("fgsm", "pgd-20", "mim-10")
+    alone = "{:.1f}, {:.1f} and {:.1f} %".format(*(100 * rows[title, "oblivious"]["undefended_accuracy"] for title in attacks))
+    bare = f"{percent(made['classifier'])}"
+    clean = f"{percent(rows['clean', 'oblivious'])}"
+    assert f"keeps {clean} of clean images right (its classifier alone {bare}), and at 8/255 " in readme
+    assert f"at 8/255 {spoken('fgsm')} under FGSM" in readme
+    assert f"{spoken('pgd-20')} under PGD-20 and {spoken('mim-10')} under MIM-10 (alone {alone})" in readme
+    assert f"PGD-20 through `detached` leaves {spoken('pgd-20', 'detached')}" in readme
+    assert any(check["name"] == "suspiciously_high" and check["fired"] for check in made["checks"])
+
+
+def test_figures_of_another_victim_in_the_readme_are_those_of_the_results() -> None:
+    made = results("cifar10_other_victim")
+    readme = text_of("README.md")
+    rows = {(row["restorer"], row["title"]): row for row in made["rows"]}
+
+    def spoken(restorer: str, title: str) -> str:
+        return spanned(rows[restorer, title])
+
+    one, several = "cifar10/trn", "cifar10/trn-several"
+    clean = {name: f"{percent(rows[name, 'clean'])}" for name in (one, several)}
+    alone = f"{percent(made['classifier'])} without it"
+    assert f"leaves clean images alone ({clean[one]} of them are right, {alone}) and undoes little: " in readme
+    worst = {name: f"{percent(made['worst_case'][name]['gray_box'])} in the gray_box worst case" for name in clean}
+    assert f"undoes little: {spoken(one, 'pgd-40')} under PGD-40 at 8/255, {spoken(one, 'mim-20')} under MIM-20, " in readme
+    assert f"{spoken(one, 'mim-20')} under MIM-20, {worst[one]}. " in readme
+    control = spoken(several, "pgd-40 (predicted)")
+    assert f"{clean[several]} clean, {spoken(several, 'pgd-40')} under PGD-40, {control} with the predicted label" in readme
+    assert f"instead of the true one, {spoken(several, 'mim-20')} under MIM-20, {worst[several]} (n = 1,000" in readme
+    assert set(made["trained_for"].values()) == {"cifar10/classifier"} and made["classifier"]["name"] == "cifar10/surrogate"
+
+
+def test_figures_at_the_gans_levels_in_the_readme_are_those_of_the_results() -> None:
+    text, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("results/gan-levels.md", "README.md"))
+    section = text.split("## Which part helps\n")[1].split("\n## ")[0]
+    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    assert table.count("\n") > 2 and table in readme
+    made = results("gan-levels")
+    page = (ROOT / "docs" / "reproducing-the-papers.md").read_text(encoding="utf-8")
+    noisy = [row["accuracy"] for row in made["levels"] if row["reading"] == "gaussian[-1,1]"]
+    for column, said in (("cifar10/gan", "`cifar10/gan`: "), ("GAN + distilled classifier", "with a distilled classifier ")):
+        assert said + ", ".join(f"{100 * row[column]['accuracy']:.1f}" for row in noisy) + " %" in page
+
+    faces = results("celeba128_levels")
+    spoken = " ".join(readme.split())
+    found = {(row["restorer"], row["threat"], row["attack"], row["labels"]): row for row in faces["rows"]}
+
+    def share(restorer: str, threat: str, attack: str) -> str:
+        row = found[restorer, threat, attack, "true"]
+        assert row["n"] == 330
+        return spanned(row)
+
+    alone, behind = (
+        {name: share(who, "gray_box", name) for name in ("none", "fgsm", "pgd")} for who in ("none", "celeba128/gan")
+    )
+    assert (
+        f"FGSM leaves {alone['fgsm']} and PGD-10 {alone['pgd']}, behind `celeba128/gan` {behind['fgsm']} and {behind['pgd']}"
+        in spoken
+    )
+    assert alone["none"] == behind["none"] and f"clean images {alone['none'].split(' [')[0]} with it and without it" in spoken
+    other = {who: share(who, "black_box", "pgd") for who in ("none", "celeba128/gan")}
+    assert f"makes {other['celeba128/gan']} right, {other['none'].split(' [')[0]} without it" in spoken
+    worse = [share(who, "black_box", "fgsm").split(" %")[0] for who in ("celeba128/gan", "none")]
+    assert "({} and {} %)".format(*worse) in spoken
+    known = results("celeba128_white_box")["rows"]
+    (row,) = [row for row in known if (row["restorer"], row["threat"]) == ("celeba128/gan", "white_box")]
+    assert f"differentiates the defence leaves {spanned(row)} at 8/255" in spoken and row["n"] == 100
+
+
+def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> None:
+    made = results("rivals")
+    rows = {entry["name"]: entry for entry in (*made["restorers"], *made["classifiers"])}
+    worst = max((entry["white_box_worst"] for entry in made["restorers"][1:]), key=lambda figure: figure["accuracy"])
+    readme = text_of("README.md")
+
+    gain = made["feature_denoising"]["gains"]["apgd"]
+    low, high = (signed(end) for end in gain["ci95"])
+    assert f"keeps more than {spanned(worst)} in the white_box worst case" in readme
+    assert f"denoiser {spanned(rows['cifar10/denoiser']['pgd'])} of PGD-20, JPEG {spanned(rows['jpeg']['pgd'])})" in readme
+    distilled, robust = rows["cifar10/distilled-small"], rows["cifar10/pgd-small"]
+    assert f"keeps {spanned(distilled['pgd'])} under PGD-20 and {spanned(distilled['autoattack'])} under AutoAttack" in readme
+    assert f"keeps {spanned(robust['autoattack'])} there, at {percent(robust['clean']).removesuffix(' %')} % clean" in readme
+    assert f"adds {signed(gain['mean'])} points [{low}, {high}]" in readme
+    trained = ("trades-small", "alp-small", "adversarial-small", "fgsm-small")
+    others = [spanned(rows[f"cifar10/{name}"]["autoattack"]) for name in trained]
+    assert "TRADES {}, logit pairing {}, one step from a random start {}, FGSM training {}".format(*others) in readme
+
+
+def test_figures_of_adversarial_training_are_those_of_the_results_and_the_card() -> None:
+    made = results("cifar10_at")
+    described = card("cifar10/classifier-at")
+    rows = {row["title"]: row for row in made["rows"] if row["threat"] == "white_box"}
+    clean = next(row for row in made["rows"] if row["attack"] == "none")
+
+    readme = text_of("README.md")
+    strongest = spanned(rows["autoattack"])
+    assert f"keeps {spanned(rows['pgd-20'])} under PGD-20 and {strongest} under AutoAttack at 8/255" in readme
+    assert f"with {spanned(clean)} of clean images right (n = {clean['n']:,}, seed {made['made']['seed']}" in readme
+    assert f"({described['parameters']:,} parameters)" in readme
+    page = text_of("docs/adaptive.md")
+    assert f"it keeps {strongest} under AutoAttack" in page
+    margin, plain = (f"{percent(rows[title])}" for title in ("pgd-20 margin", "pgd-20"))
+    assert f"the margin loss alone leaves {margin}, PGD-20 {plain}; clean {spanned(clean)}" in page
+    before = card("cifar10/classifier-at-one-step")
+    earlier = {row["title"]: row for row in before["test"]["rows"]}
+    assert f"keeps {spanned(earlier['autoattack'])}, clean {spanned(earlier['clean'])} (card" in page
+
+
+def test_figures_of_jointly_trained_pairs_are_those_of_the_table() -> None:
+    readme = text_of("README.md")
+    page = text_of("docs/adaptive.md")
+    made = results("adaptive")
+    entries = {entry["name"]: entry for entry in made["defences"]}
+
+    (control,) = (name for name in entries if name.endswith("cifar10_at_longer"))
+    shown = {control: "it, trained on alone for 300 steps more"}
+    low, high = (signed(end) for end in entries[control]["paired"]["cifar10/classifier-at"]["white_box"]["ci95"])
+    gain = signed(entries[control]["paired"]["cifar10/classifier-at"]["white_box"]["gain"])
+    assert f"has over it: {gain} points [{low}, {high}]" in page
+    for name, entry in entries.items():
+        own = entry.get("its_classifier")
+        cells = [in_a_table(entry[key]) for key in ("clean", "gray_box", "black_box", "white_box")]
+        cells += [in_a_table(own["white_box"]) if own else "–", f"{entry['images_per_second']:,.0f}"]
+        assert f"| {shown.get(name, f'`{name}`')} | {' | '.join(cells)} |" in readme
+        if own is None:
+            continue
+        paired = entry["paired"]["cifar10/classifier-at"]
+        gains = []
+        for kind in ("clean", "white_box"):
+            low, high = (signed(end) for end in paired[kind]["ci95"])
+            gains.append(f"{signed(paired[kind]['gain'])} [{low}, {high}]")
+        assert f"`{name}` {gains[0]} points clean and {gains[1]} in the worst case" in page
+
+
+def test_figures_of_autoattack_through_the_pairs_are_those_of_the_table() -> None:
+    readme = text_of("README.md")
+    page = text_of("docs/adaptive.md")
+    made = results("adaptive-autoattack")
+    entries = {entry["name"]: entry for entry in made["defences"]}
+
+    bare, trn, gan = (entries[f"cifar10/{name}"] for name in ("classifier-at", "trn-robust", "gan-robust"))
+    figures = [in_a_table(entry["white_box"]) for entry in (bare, trn, gan)]
+    said = "leaves `cifar10/classifier-at` {}, `cifar10/trn-robust` {} and `cifar10/gan-robust` {} percent"
+    assert said.format(*figures) in readme
+    gains = []
+    for entry in (trn, gan):
+        found = entry["paired"]["cifar10/classifier-at"]["white_box"]
+        low, high = found["ci95"]
+        assert low < 0 < high  # neither a gain nor a loss
+        gains.append(f"{signed(found['gain'])} [{signed(low)}, {signed(high)}]")
+    assert f"{gains[0]} and {gains[1]} points over the classifier" in readme
+    taken: dict[str, list[int]] = {}
+    for entry in (bare, trn, gan):
+        for row in entry["survivors"]:
+            fell = row["tried"] - round(entry["clean"]["n"] * row["accuracy"])
+            if row["view"] in ("detached", "oblivious"):
+                taken.setdefault(row["title"], []).append(fell)
+    assert f"APGD-CE of 100 steps takes {'{}, {} and {}'.format(*taken['apgd-ce-100'])} more" in page
+    assert f"APGD-T {'{}, {} and {}'.format(*taken['apgd-t-100'])}, FAB-T and Square 0, 0 and 0" in page
+    assert taken["fab-t-100"] == taken["square-1000"] == [0, 0, 0]
