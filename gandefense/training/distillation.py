@@ -95,17 +95,30 @@ def student_step(
 
 
 @torch.no_grad()
-def clean_logits(classifier: nn.Module, images: datasets.Images, device: torch.device, precision: str) -> Tensor:
-    """The frozen classifier's logits (N, K) on all clean images, computed once; by each process for every so many of them."""
+def clean_logits(
+    classifier: nn.Module, images: datasets.Images, device: torch.device, precision: str, *, chosen: Tensor | None = None
+) -> Tensor:
+    """The frozen classifier's logits on clean images, computed once; by each process for every so many of them.
+
+    Args:
+        classifier: maps images to logits (B, K).
+        images: N clean images.
+        device, precision: to compute on and in.
+        chosen: (M,) positions of the images that are wanted; None: all.
+
+    Returns:
+        (M, K) in the order of `chosen`, or (N, K).
+    """
+    rows = torch.arange(len(images.labels)) if chosen is None else chosen
     logits, share = [], at_once(images.images.shape[-1], 500)
-    for number, part in enumerate(images.images.split(share)):
+    for number, part in enumerate(rows.split(share)):
         if number % distributed.world() == distributed.rank():
-            batch = to_float(part.to(device)).contiguous(memory_format=torch.channels_last)
+            batch = to_float(images.images[part].to(device)).contiguous(memory_format=torch.channels_last)
             with autocast(device, precision):
                 logits.append(classifier(batch).float().cpu())
     if distributed.world() == 1:
         return torch.cat(logits)
-    rows = torch.arange(len(images.labels))
-    mine = torch.cat([rows[:0], *rows.split(share)[distributed.rank() :: distributed.world()]])
+    places = torch.arange(len(rows))
+    mine = torch.cat([places[:0], *places.split(share)[distributed.rank() :: distributed.world()]])
     columns = max(distributed.from_all(logits[0].shape[1] if logits else 0))
     return gathered([torch.cat([torch.zeros(0, columns), *logits])], mine, len(rows))[0]

@@ -79,6 +79,7 @@ class TRNConfig:
     network: TRNNetworkConfig = field(default_factory=TRNNetworkConfig)
     train: TRNTrainConfig = field(default_factory=TRNTrainConfig)
     false_positive_rate: float = 0.05  # of the detection threshold, on validation images
+    threshold_images: int | None = None  # how many clean validation images set the threshold; None: all
     resume: str | None = None  # a run folder to go on with; on the command line, alone
 
 
@@ -88,6 +89,19 @@ class Learnt(NamedTuple):
     classifier: nn.Module
     attacked: AttackedSet
     maps: CachedMaps
+
+
+def goals_of(learnt: Learnt, images: datasets.Images, device: torch.device, precision: str) -> Tensor:
+    """A classifier's logits (N, K) on the clean image of each of its N attacked rows; images that no row shows cost nothing."""
+    shown, places = learnt.attacked.source.unique(return_inverse=True)
+    return clean_logits(learnt.classifier, images, device, precision, chosen=shown)[places]
+
+
+def evenly(images: Tensor, count: int | None) -> Tensor:
+    """So many of N images (N, C, H, W) from among all of them at even distances; all where there are no more, or for None."""
+    if count is None or count >= len(images):
+        return images
+    return images[torch.arange(count) * len(images) // count]
 
 
 @torch.no_grad()
@@ -125,7 +139,12 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     data = datasets.describe(config.data)
     check_settings(config.run)
     require(
-        counts={"train.steps": options.steps, "train.batch_size": options.batch_size, "validation_rows": config.validation_rows},
+        counts={
+            "train.steps": options.steps,
+            "train.batch_size": options.batch_size,
+            "validation_rows": config.validation_rows,
+            "threshold_images": 1 if config.threshold_images is None else config.threshold_images,
+        },
         positive={"train.learning_rate": options.learning_rate},
         fractions={"false_positive_rate": config.false_positive_rate},
     )
@@ -183,7 +202,8 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
         run.restore(network=network, average=average, optimiser=optimiser)
         restorer = TRNRestorer(average.module, classifier, top_k=top_k).eval()
 
-        goals = [clean_logits(victim, images, device, precision) for victim in classifiers]
+        goals = [goals_of(each, images, device, precision) for each in learnt]
+        measured: dict[str, float] = {}
         bar = run.progress(options.steps, "step", "trn")
         means = Means()
         with ExitStack() as held:
@@ -204,7 +224,7 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
                     made, log_norms = maps.rows(chosen)
                     gradients = GradientMaps(made.to(device, memory_format=torch.channels_last), log_norms.to(device))
 
-                    goal = goals[whose][source].to(device)
+                    goal = goals[whose][chosen].to(device)
                     with autocast(device, config.run.precision):
                         restored = network(batch.contiguous(memory_format=torch.channels_last), gradients)
                         logits = victim(restored.contiguous(memory_format=torch.channels_last)).float()
@@ -234,7 +254,8 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
                     run.log(means.take(), images=images_seen)
                 if run.step % config.run.image_every == 0 or run.step == options.steps:
                     if distributed.is_first():
-                        run.log(validate(restorer, classifier, held_out, validation, device))
+                        measured = validate(restorer, classifier, held_out, validation, device)
+                        run.log(measured)
                         _grid(run, restorer, held_out, validation, device)
                     distributed.barrier()
                 if run.checkpoint_due():
@@ -242,8 +263,9 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
                     run.save()
 
         if distributed.is_first():
+            unattacked = evenly(validation.images, config.threshold_images)
             with torch.no_grad():
-                scores = torch.cat([restorer(part).score for part in pieces(validation.images, 128, device)])
+                scores = torch.cat([restorer(part).score for part in pieces(unattacked, 128, device)])
             threshold = scores.quantile(1 - config.false_positive_rate).item()
             metadata = {
                 "kind": "trn",
@@ -253,7 +275,8 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
                 "network": shape,
                 "top_k": config.network.top_k,
                 "threshold": threshold,
-                "measured": validate(restorer, classifier, held_out, validation, device),
+                # a run that was killed between its last step and its end has not measured yet
+                "measured": measured or validate(restorer, classifier, held_out, validation, device),
             }
             path = run.finish(average.module.state_dict(), metadata)
             print(f"{readable(metadata['measured'])}; weights: {path}")

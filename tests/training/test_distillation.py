@@ -148,6 +148,8 @@ def test_clean_logits_are_the_teachers_own_on_every_image(teacher: nn.Module) ->
     logits = clean_logits(teacher, data, torch.device("cpu"), "float32")
     assert torch.allclose(logits, teacher(to_float(data.images)), atol=1e-5)
     assert not logits.requires_grad
+    chosen = torch.arange(500, -1, -5)
+    assert torch.allclose(clean_logits(teacher, data, torch.device("cpu"), "float32", chosen=chosen), logits[chosen], atol=1e-5)
     rough = clean_logits(teacher, data, torch.device("cpu"), "bf16")
     assert rough.dtype == torch.float32
     assert 0 < (rough - logits).abs().max() < 0.1

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -214,6 +214,37 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert resumed[1]["threshold"] == whole[1]["threshold"]
 
 
+def test_a_run_killed_between_its_last_step_and_its_end_measures_when_it_is_resumed(
+    finished: Path, settings: Callable[..., TRNConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings("stopped at the end")
+
+    def killed(*_: object) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    (folder,) = Path(config.run.folder).iterdir()
+    config.resume = str(folder)
+    about, whole = (load_weights(path)[1] for path in (train(config), finished / "model.safetensors"))
+    assert (about["measured"], about["threshold"]) == (whole["measured"], whole["threshold"])
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(7, [0, 8, 17, 25, 34, 42, 51]), (60, range(60)), (1000, range(60))])
+def test_the_threshold_is_set_by_as_many_validation_images_as_asked(
+    count: int, chosen: Sequence[int], settings: Callable[..., TRNConfig]
+) -> None:
+    """All 60 there are, for any number from 60 up; fewer lie at even distances, from the first on."""
+    config = settings(f"threshold by {count}", steps=1)
+    config.threshold_images = count
+    path = train(config)
+    validation = datasets.load(DataConfig(), "validation").images[list(chosen)]
+    scores = gandefense.load(path.parent).restore(to_float(validation)).score
+    assert load_weights(path)[1]["threshold"] == pytest.approx(scores.quantile(0.95).item(), abs=1e-6)
+
+
 def test_a_finished_run_is_not_trained_again(
     finished: Path, settings: Callable[..., TRNConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +282,7 @@ def test_few_validation_rows_leave_no_figure_that_is_no_number(settings: Callabl
         ("network.streams", "nonsense", "unknown streams 'nonsense'"),
         ("network.top_k", 11, "network.top_k lies between 1 and the 10 classes, got 11"),
         ("network.top_k", 0, "network.top_k lies between 1 and the 10 classes, got 0"),
+        ("threshold_images", 0, "threshold_images must be at least 1, got 0"),
         ("run.precision", "nonsense", "unknown precision 'nonsense'"),
         ("run.device", "nonsense", "unknown device 'nonsense'"),
         ("run.log_every", 0, "run.log_every must be at least 1, got 0"),
