@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from gandefense.attacks import stepwise
 from gandefense.attacks.spec import AttackSpec, check_classes, standard_specs
-from gandefense.attacks.victim import away_from, count_classes, is_broken
+from gandefense.attacks.victim import away_from, count_classes, ever_right, is_broken
 
+TURNS = 5  # most runs of an attack, each on the images that the one before it left out because they happened to be wrong
 TARGETS = 9  # other classes that a targeted attack tries, most likely first (the standard version's number)
 SILENT = logging.Logger("pyautoattack", logging.CRITICAL + 1)  # the evaluation has its own checks for zero gradients
 
@@ -53,19 +54,46 @@ METHODS: dict[str, Callable[..., Any]] = {
 }
 
 
+class _FirstPass(nn.Module):
+    """A network that keeps which classes (B,) it saw in its first pass, that by which an attack of METHODS leaves images out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.classes: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs = self.network(images)
+        if self.classes is None:
+            self.classes = outputs.detach().argmax(1)
+        return outputs
+
+
 def run(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, seed: int) -> Tensor:
     """Attacked images (B, C, H, W) of one of METHODS; see `suite.attack`.
+
+    These attacks leave out images that are wrong in a first pass. What a randomised network only happens to have got wrong in it
+    is attacked in a run of its own.
 
     Raises:
         UserError: the network has too few classes for the attack.
     """
     classes = count_classes(network, images)
     check_classes(spec.attack, classes)
-    common = {"norm": "Linf", "eps": spec.eps, "n_restarts": spec.restarts, "seed": seed, "device": images.device}
-    method = METHODS[spec.attack](network, spec, classes, verbose=False, **common)
+    common = {"norm": "Linf", "eps": spec.eps, "n_restarts": spec.restarts, "device": images.device}
     goal = away_from(network, images, labels, spec)
-    with torch.no_grad():  # the attacks turn gradients on where they need them
-        return method.perturb(images.contiguous(), goal)  # they cannot read channels-last tensors
+    attacked = images.contiguous().clone()  # the attacks cannot read channels-last tensors
+    rows = torch.arange(len(images), device=images.device)
+    for turn in range(TURNS):
+        watched = _FirstPass(network)
+        method = METHODS[spec.attack](watched, spec, classes, verbose=False, seed=seed + turn, **common)
+        with torch.no_grad():  # the attacks turn gradients on where they need them
+            attacked[rows] = method.perturb(attacked[rows], goal[rows])
+        rows = rows[watched.classes != goal[rows]]
+        rows = rows[ever_right(network, images[rows], goal[rows])] if len(rows) else rows
+        if not len(rows):
+            break
+    return attacked
 
 
 def standard(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, seed: int) -> Tensor:
@@ -76,16 +104,15 @@ def standard(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpe
     with an IndexError where there are fewer than ten classes.
     """
     attacked, goal = images.clone(), away_from(network, images, labels, spec)
-    with torch.no_grad():
-        outputs = network(images)
-    standing = (outputs.argmax(1) == goal).nonzero().squeeze(1)
-    for part in standard_specs(spec, outputs.shape[1]):
+    standing = ever_right(network, images, goal).nonzero().squeeze(1)
+    for part in standard_specs(spec, count_classes(network, images)):
         if not len(standing):
             break
         clean, pushed = images[standing], goal[standing]
         ours = part.attack not in METHODS
         found = stepwise.run(network, clean, pushed, part) if ours else run(network, clean, pushed, part, seed)
-        fell = is_broken(network, found, pushed, part.loss)
+        moved = (found != clean).flatten(1).any(1)  # what comes back as it was is not broken, though it may happen to be wrong
+        fell = is_broken(network, found, pushed, part.loss) & moved
         attacked[standing[fell]] = found[fell]
         standing = standing[~fell]
     return attacked

@@ -11,7 +11,7 @@ from foolbox import attacks as fa
 from torch import Tensor, nn
 
 from gandefense.attacks.spec import AttackSpec
-from gandefense.attacks.victim import away_from, is_broken, predict
+from gandefense.attacks.victim import away_from, ever_right, is_broken, predict
 
 DELTA = 0.01  # L2 norm of the noise by which a gradient is estimated, as a share of the distance still to go
 NOISE_STARTS = 16  # uniform noise images that are tried as starts, beside the other images of the batch
@@ -91,7 +91,7 @@ def run(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec) ->
     outside the budget comes back cut to it, ±eps pixel by pixel; one that is wrong to begin with, or has no start, unchanged.
     """
     attacked, goal = images.clone(), away_from(network, images, labels, spec)
-    rows = (predict(network, images) == goal).nonzero().squeeze(1)
+    rows = ever_right(network, images, goal).nonzero().squeeze(1)
     size = max(1, MEMORY // (MOST_PROBES * images[0].numel()))
     for restart in range(spec.restarts):
         if restart > 0:

@@ -16,7 +16,7 @@ from foolbox import attacks as fa
 from torch import Tensor, nn
 
 from gandefense.attacks.spec import AttackSpec
-from gandefense.attacks.victim import away_from, predict
+from gandefense.attacks.victim import away_from, ever_right
 
 METHODS: dict[str, Callable[[AttackSpec], Any]] = {
     # the smallest L-infinity step over the linearised boundary, again and again (Moosavi-Dezfooli et al. 2016)
@@ -43,7 +43,7 @@ def run(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec) ->
     Images that are wrong to begin with, or for which nothing was found, come back unchanged.
     """
     attacked, goal = images.clone(), away_from(network, images, labels, spec)
-    rows = (predict(network, images) == goal).nonzero().squeeze(1)
+    rows = ever_right(network, images, goal).nonzero().squeeze(1)
     if not len(rows):
         return attacked
     clean = images[rows]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from gandefense.attacks.spec import AttackSpec
 from gandefense.errors import UserError
 
+ASKED = 10  # passes in which a randomised network may be right, see `ever_right`
+
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[nn.Module]:
@@ -28,13 +30,36 @@ def frozen(network: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
 
 
-def predict(network: nn.Module, images: Tensor) -> Tensor:
-    """Predicted classes (B,) of images (B, C, H, W) in [0, 1], without gradients; raises UserError for logits that are NaN."""
+def _logits(network: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         logits = network(images)
     if logits.isnan().any():
         raise UserError("a network's logits contain NaN, which says nothing of the class")
-    return logits.argmax(1)
+    return logits
+
+
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """Predicted classes (B,) of images (B, C, H, W) in [0, 1], without gradients; raises UserError for logits that are NaN."""
+    return _logits(network, images).argmax(1)
+
+
+def ever_right(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """Whether a network sees images (B, C, H, W) as classes (B,) in one of `ASKED` passes at least, as bool (B,).
+
+    An attack that leaves out what is wrong to begin with asks this, not one pass: a randomised network that happens to be wrong
+    once has not been broken. One that gives the same logits twice is asked no more than that.
+
+    Raises:
+        UserError: logits that are NaN.
+    """
+    first = _logits(network, images)
+    right = first.argmax(1) == classes
+    for _ in range(ASKED - 1):
+        again = _logits(network, images)
+        if torch.equal(again, first):
+            break
+        right |= again.argmax(1) == classes
+    return right
 
 
 def split(outputs: Tensor, loss: str) -> tuple[Tensor, Tensor | None]:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from gandefense.attacks import autoattack
 from gandefense.attacks.spec import AttackSpec
 from gandefense.attacks.suite import attack, predict
-from tests.helpers.networks import Linear, small_cnn
+from gandefense.attacks.victim import ever_right
+from gandefense.errors import UserError
+from tests.helpers.networks import Linear, Wavering, small_cnn
 
 COMMON = {"norm": "Linf", "eps": 0.03, "seed": 5, "n_restarts": 2, "device": torch.device("cpu")}
 STEPS = {"n_iter": 12}
@@ -130,8 +132,8 @@ def test_each_part_of_autoattack_meets_only_what_stands() -> None:
     labels[:10] = (labels[:10] + 1) % 4
     network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     attacked = attack(network, images, labels, AttackSpec("autoattack", eps=0.05, steps=4, queries=5))
-    assert sizes[0] == 50
-    assert max(sizes[1:-1]) == 40, "images that are wrong already are left alone"
+    assert sizes[:2] == [50, 50], "all are asked twice, which tells that the network is not random"
+    assert max(sizes[2:-1]) == 40, "images that are wrong already are left alone"
     assert sizes[-1] == 50
     assert sizes[-2] < 20, "the last part has few left"
     assert attacked.success.sum() > 30
@@ -192,3 +194,28 @@ def test_apgd_sees_through_random_signs_with_eot() -> None:
         for eot in (1, 60)
     ]
     assert fell[1] > fell[0] + 0.1
+
+
+ROWS = 48
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "square", "autoattack"])
+def test_what_a_randomised_network_happens_to_get_wrong_at_first_is_attacked_too(name: str) -> None:
+    images, labels = torch.full((ROWS, 1, 4, 4), 0.5), torch.zeros(ROWS, dtype=torch.int64)
+    assert ROWS / 5 < (predict(Wavering(), images) != 0).sum() < ROWS / 2
+    queries = {"queries": 60} if name in ("square", "autoattack") else {}
+    found = attack(Wavering(), images, labels, AttackSpec(name, eps=24 / 255, **queries))
+    assert found.changed.sum() >= ROWS - 2, "one pass would have left out a third of them"
+
+
+def test_a_network_that_gives_the_same_answer_twice_is_asked_no_more() -> None:
+    asked = []
+    network, images = small_cnn(nn.Tanh), torch.rand(5, 3, 6, 6)
+    network.register_forward_hook(lambda *_: asked.append(1))
+    labels = predict(network, images)
+    labels[:2] = (labels[:2] + 1) % 3
+    asked.clear()
+    assert ever_right(network, images, labels).tolist() == [False, False, True, True, True]
+    assert len(asked) == 2
+    with pytest.raises(UserError, match="NaN"):
+        ever_right(lambda points: network(points) * torch.nan, images, labels)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gandefense.attacks import minimal
 from gandefense.attacks.spec import AttackSpec
 from gandefense.attacks.suite import attack, predict
-from tests.helpers.networks import Linear, small_cnn
+from tests.helpers.networks import Linear, Wavering, small_cnn
 
 
 def test_deepfool_goes_just_over_the_boundary_of_a_linear_classifier() -> None:
@@ -68,5 +69,16 @@ def test_only_images_that_are_right_are_attacked(name: str) -> None:
     labels[:7] = (labels[:7] + 1) % 4
     network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     attack(network, images, labels, AttackSpec(name, eps=0.2, steps=3))
-    assert sizes[0] == sizes[-1] == 12
-    assert set(sizes[1:-1]) == {5}
+    assert sizes[:2] == sizes[-1:] * 2 == [12, 12], "asked twice, which tells that the network is not random; and at the end"
+    assert set(sizes[2:-1]) == {5}
+
+
+def test_what_a_randomised_network_happens_to_get_wrong_at_first_is_attacked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Brighter:
+        def run(self, model: object, clean: Tensor, criterion: object) -> Tensor:
+            return clean + 0.01
+
+    monkeypatch.setitem(minimal.METHODS, "deepfool", lambda spec: Brighter())
+    images, labels = torch.full((48, 1, 4, 4), 0.5), torch.zeros(48, dtype=torch.int64)
+    assert 9 < (predict(Wavering(), images) != 0).sum() < 24
+    assert attack(Wavering(), images, labels, AttackSpec("deepfool", eps=0.1)).changed.sum() >= 46
