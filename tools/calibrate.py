@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     options = {"limit": str(calibration.IMAGES), "results": "", "device": "auto"}
     known = set(options)
     options |= dict(word.split("=", 1) if "=" in word else (word, "") for word in arguments)
-    if set(options) != known or not options["limit"].isdigit() or int(options["limit"]) < 1:
+    if set(options) != known or not options["limit"].isdecimal() or int(options["limit"]) < 1:
         raise UserError(f"expected limit=N, results=FILE or device=NAME, got {' '.join(arguments)}")
     folder = None
     if not options["results"] and int(options["limit"]) != calibration.IMAGES:  # a trial does not take the place of the figures

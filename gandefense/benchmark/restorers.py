@@ -12,6 +12,7 @@ from gandefense.benchmark.settings import Row
 from gandefense.benchmark.subjects import Subjects
 from gandefense.benchmark.timing import Effort, Times, Work, flops, interleaved, peak_memory
 from gandefense.restorers.baselines.defense_gan import DefenseGANRestorer, ImageGenerator, LatentSearch, descend
+from gandefense.restorers.gan import GANRestorer
 
 PART = "restorers"
 SEARCH_STEPS, SEARCH_RESTARTS = 200, 10  # of Defense-GAN's latent search, L and R (Samangouei et al. 2018)
@@ -74,6 +75,13 @@ def _search_steps(generator: ImageGenerator, images: Tensor) -> Tensor:
     return descend(generator, goals, starts, LatentSearch(steps=SEARCHED_STEPS, restarts=SEARCH_RESTARTS))
 
 
+def flag_above(restorer: GANRestorer, limit: float) -> None:
+    """Let a GAN defence flag what scores above a limit, whichever of its detectors does the flagging."""
+    restorer.threshold = limit
+    if restorer.detector is not None:
+        restorer.detector.threshold = limit
+
+
 def measure(subjects: Subjects, effort: Effort) -> list[Row]:
     """Restoring alone, without the classifier that sees the restored images; all in float32."""
     device, images = subjects.device, subjects.images
@@ -96,7 +104,8 @@ def measure(subjects: Subjects, effort: Effort) -> list[Row]:
     one_step = DefenseGANRestorer(generator, LatentSearch(steps=1, restarts=SEARCH_RESTARTS)).to(device).eval()
 
     always, never = copy.deepcopy(subjects.gan.restorer), copy.deepcopy(subjects.gan.restorer)
-    always.threshold, never.threshold = float("-inf"), float("inf")
+    for restorer, limit in ((always, float("-inf")), (never, float("inf"))):
+        flag_above(restorer, limit)
 
     def restore(restorer: nn.Module, batch: Tensor = images) -> Tensor:
         with torch.no_grad():

@@ -76,11 +76,16 @@ def one_step_beats_many(subject: str, one: Figure, many: Figure) -> Finding:
     return finding("one_step_beats_many", False, f"{said}: many steps do at least as much harm as one, as they should.")
 
 
+def same_budget(one: Figure | None, other: Figure | None) -> bool:
+    """Whether two worst cases were measured, and up to the same largest eps, where they tell it."""
+    return one is not None and other is not None and one.get("eps") == other.get("eps")
+
+
 def white_above_gray(restorer: str, white: Figure | None, gray: Figure | None) -> Finding:
     """Attacks that know the defence must not do worse than those that ignore it; both are worst cases of their own."""
     name = "white_box_above_gray_box"
     if white is None or gray is None:
-        return finding(name, False, f"{restorer}: white_box and gray_box have not both a worst case, so they are not compared.")
+        return finding(name, False, f"{restorer}: white_box and gray_box have no worst cases of one budget to compare.")
     knowing, ignoring = percent(white["accuracy"]), percent(gray["accuracy"])
     said = f"{restorer} keeps {knowing} under the white_box attacks and {ignoring} under the gray_box ones"
     if white["accuracy"] > gray["accuracy"]:
@@ -94,7 +99,7 @@ def black_beats_white(restorer: str, black: Figure | None, white: Figure | None)
     """Who knows the defence must do at least as much harm as who only queries it; both are worst cases of their own."""
     name = "black_box_beats_white_box"
     if black is None or white is None:
-        return finding(name, False, f"{restorer}: black_box and white_box have not both a worst case, so they are not compared.")
+        return finding(name, False, f"{restorer}: black_box and white_box have no worst cases of one budget to compare.")
     asking, knowing = percent(black["accuracy"]), percent(white["accuracy"])
     said = f"{restorer} keeps {asking} under the black_box attacks and {knowing} under the white_box ones"
     if clearly_above(white, black):
@@ -215,10 +220,11 @@ def run(results: dict[str, Any]) -> list[Finding]:
     for restorer in restorers:
         mine = worst.get(restorer, {})
         findings.append(static_rule(restorer, mine.get("white_box"), worst.get(NO_RESTORER, {}).get("white_box")))
-        own = {threat: entry["own"] for threat, entry in mine.items() if entry["own"] is not None}
-        findings.append(white_above_gray(restorer, own.get("white_box"), own.get("gray_box")))
-        if "black_box" in own:
-            findings.append(black_beats_white(restorer, own["black_box"], own.get("white_box")))
+        white = (mine.get("white_box") or {}).get("own")
+        like = {threat: entry["own"] for threat, entry in mine.items() if same_budget(entry["own"], white)}
+        findings.append(white_above_gray(restorer, white, like.get("gray_box")))
+        if "black_box" in mine:
+            findings.append(black_beats_white(restorer, like.get("black_box"), white))
         if "white_box" in mine:
             adversarial = classifier.get("adversarial", False)
             findings.append(suspiciously_high(restorer, mine["white_box"], adversarial=adversarial))

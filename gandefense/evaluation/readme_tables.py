@@ -25,7 +25,9 @@ def detection(results: dict[str, Any]) -> str:
         clean = f"clean images, {float(rate):.0%} threshold".replace("%", " %")
         lines.setdefault(clean, {})[restorer] = f"{share(met)} flagged, n = {found['n_clean']}"
         for entry in found["attacks"]:
-            where = f", view {entry['view']}" if entry["threat"] == "white_box" else ""
+            where = "" if entry["threat"] == "gray_box" else f", view {entry['view']}"
+            if entry.get("restarts", 1) > 1:
+                where += f", {entry['restarts']} restarts"
             flagged = f"{share(entry['tpr'][rate])} flagged, n = {entry['n']}"
             cell = UNKNOWN if entry["auroc"] is None else f"AUROC {number(entry['auroc'])}, {flagged}"
             lines.setdefault(f"{entry['threat']} {attack_of(entry)}, {budget(entry)}{where}", {})[restorer] = cell

@@ -138,7 +138,8 @@ def standing(outcomes: Outcomes) -> dict[str, Tensor]:
             mine = {cell: outcome for cell, outcome in outcomes.items() if cell.restorer == holder}
             kind = "undefended_stands" if bare else "stands"
             found[f"{restorer}/{threat}"] = _flags(mine, _chosen(mine, threat), kind)
-            found[f"{restorer}/clean"] = _flags(mine, {}, kind)
+            # Asked once, also of a randomised defence: the clean accuracy is no worst case.
+            found[f"{restorer}/clean"] = _flags(mine, {}, "undefended" if bare else "right")
     return found
 
 
@@ -179,7 +180,7 @@ def _worst_case(outcomes: Outcomes, threat: str, kind: str) -> dict[str, Any]:
     return {
         **figure(chosen),
         **compared,
-        "own": figure(own) if own else None,
+        "own": {**figure(own), "eps": max(cell.spec.eps for cell in own)} if own else None,
         "n": clean.right.numel(),
         "eps": max(cell.spec.eps for cell in chosen if cell.threat == threat),
         "left_out": [f"{cell.title} {cell.spec.eps:g}" for cell in others],

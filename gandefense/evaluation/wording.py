@@ -66,10 +66,14 @@ def p_value(p: float) -> str:
 
 
 def gain(figure: dict[str, Any] | None, bare: float | None, *, unit: str = " points") -> str:
-    """What a figure gains over the classifier alone, with McNemar's test: "+0.3 points, p = 0.61"; a dash where untested."""
+    """What a figure gains over the classifier alone, with McNemar's test: "+0.3 points, p = 0.61"; a dash where untested.
+
+    A mean over several submissions of a randomised defence comes without the test, which is one of single answers.
+    """
     if figure is None or figure.get("mcnemar") is None or figure["accuracy"] is None or bare is None:
         return UNKNOWN
-    return f"{points(figure['accuracy'] - bare)}{unit}, {p_value(figure['mcnemar']['p'])}"
+    gained = f"{points(figure['accuracy'] - bare)}{unit}"
+    return gained if figure.get("resubmissions", 1) > 1 else f"{gained}, {p_value(figure['mcnemar']['p'])}"
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -16,7 +16,7 @@ from gandefense.errors import UserError
 from gandefense.evaluation import metrics
 from gandefense.evaluation.cells import NO_RESTORER
 from gandefense.evaluation.settings import AttackEntry, BlackBoxConfig, CurvesConfig, WhiteBoxConfig, resolve
-from gandefense.evaluation.wording import UNKNOWN, Table, interval, p_value, percent, pixels, points, share
+from gandefense.evaluation.wording import UNKNOWN, Table, budget, interval, p_value, percent, pixels, points, share
 from gandefense.reproduce.evaluations import figure, measured, shared, standing
 from gandefense.reproduce.writing import check_folder
 
@@ -143,7 +143,7 @@ def entry_of(results: dict[str, Any], name: str, restorer: str) -> dict[str, Any
         "parameters": results["cost"][restorer]["parameters"] + results["classifier"]["parameters"],
         "views": {},
         "survivors": [
-            {key: row[key] for key in ("title", "eps", "view", "tried", "accuracy", "ci95")}
+            {"attack": named(row)} | {key: row[key] for key in ("title", "eps", "view", "tried", "accuracy", "ci95")}
             for row in results["rows"]
             if row["threat"] == "white_box" and row["survivors"] and row["restorer"] == restorer
         ],
@@ -158,8 +158,14 @@ def entry_of(results: dict[str, Any], name: str, restorer: str) -> dict[str, Any
     entry["its_classifier"]["mcnemar"] = worst["white_box"]["mcnemar"]
     for row in results["rows"]:
         if row["threat"] == "white_box" and not row["survivors"]:
-            entry["views"].setdefault(f"{row['title']}, {pixels(row['eps'])}", {})[row["view"]] = figure(row)
+            entry["views"].setdefault(named(row), {})[row["view"]] = figure(row)
     return entry
+
+
+def named(row: dict[str, Any]) -> str:
+    """An attack with its budget, and its restarts where it has some: what tells it from the others of a table."""
+    again = f", {row['restarts']} restarts" if row.get("restarts", 1) > 1 else ""
+    return f"{row['title']}, {budget(row)}{again}"
 
 
 def paired(defended: Tensor, reference: Tensor) -> dict[str, Any]:
@@ -185,7 +191,9 @@ def main_table(entries: list[dict[str, Any]], config: AdaptiveConfig) -> Table:
             gained = points(entry["white_box"]["accuracy"] - own["white_box"]["accuracy"])
             line += [interval(own["clean"]), interval(own["white_box"]), f"{gained} points, {p_value(own['mcnemar']['p'])}"]
         lines.append([*line, f"{entry['parameters']:,}", f"{entry['images_per_second']:,.0f}"])
-    attacks = ", ".join(f"{entry.spec().title()} at {pixels(entry.spec().eps)}" for entry in used(config.white_box))
+    specs = [entry.spec() for entry in used(config.white_box)]
+    budgets = [budget({"attack": spec.attack, "norm": spec.norm, "eps": spec.eps}) for spec in specs]
+    attacks = ", ".join(f"{spec.title()} at {eps}" for spec, eps in zip(specs, budgets, strict=True))
     views = ", ".join(config.white_box.views)
     note = (
         f"The worst case counts an image only if it is right clean and under every attack of the threat; white_box includes the "
@@ -226,7 +234,7 @@ def view_table(entries: list[dict[str, Any]]) -> Table:
 def survivor_table(entries: list[dict[str, Any]]) -> Table:
     """What is left after each attack that met only what stood before it, in the order of the attacks."""
     lines = [
-        [entry["name"], f"{row['title']}, {pixels(row['eps'])}", row["view"], str(row["tried"]), interval(row)]
+        [entry["name"], row["attack"], row["view"], str(row["tried"]), interval(row)]
         for entry in entries
         for row in entry["survivors"]
     ]

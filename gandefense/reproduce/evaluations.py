@@ -13,6 +13,7 @@ from gandefense import config as configuration
 from gandefense import zoo
 from gandefense.data import datasets
 from gandefense.data.batches import content_hash
+from gandefense.evaluation import metrics
 from gandefense.evaluation.evaluator import EvaluateConfig, evaluate
 from gandefense.evaluation.measurement import all_versions
 from gandefense.evaluation.records import STANDING, code_hash
@@ -41,7 +42,9 @@ def folder_of(config: EvaluateConfig, parent: Path) -> Path:
     defended = zoo.load_classifier(config.classifier) if own else None
     built = {name: zoo.load_restorer(name, defended) for name in own}  # which may want the classifier
     asked["weights"] = {name: zoo.content_hash(name, built.get(name)) for name in names}
-    asked["images"] = content_hash(datasets.load(config.data, "test", seed=config.seed))
+    held_out = datasets.load(config.data.whole(config.validation_images), "validation", seed=config.seed)
+    asked["images"] = content_hash(datasets.load(config.data, "test", seed=config.seed), held_out)
+    asked["LPIPS"] = metrics.lpips_network() is not None
     asked |= {"code": code_hash(), "versions": all_versions(), "device": choose_device(config.device).type}
     return parent / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 

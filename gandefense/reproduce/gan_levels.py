@@ -20,6 +20,7 @@ from gandefense.evaluation.wording import Table
 from gandefense.reproduce import gan_level_tables as tables
 from gandefense.reproduce.evaluations import measured, shared
 from gandefense.reproduce.writing import check_folder
+from gandefense.restorers.gan import MOST_ROUNDS
 from gandefense.weights_io import load_weights, save_weights
 
 READINGS = ("gaussian[-1,1]", "gaussian[0,1]", "fgsm_linf", "pgd_linf")
@@ -99,11 +100,11 @@ def probes(config: GANLevelsConfig) -> list[AttackEntry]:
 
 
 def probe_settings(config: GANLevelsConfig, classifier: str, restorers: list[str]) -> dict[str, Any]:
-    """Restorers before a classifier, under the probes."""
+    """Restorers before a classifier, each once, under the probes."""
     return {
         **shared(config),
         "classifier": classifier,
-        "restorers": [NO_RESTORER, *restorers],
+        "restorers": [NO_RESTORER, *dict.fromkeys(restorers)],
         "gray_box": probes(config),
         "black_box": BlackBoxConfig(sources=[], transfer=[]),
         "white_box": WhiteBoxConfig(views=[], attacks=[]),
@@ -152,8 +153,7 @@ def run(config: GANLevelsConfig, name: str = "gan-levels") -> tuple[list[Table],
     whole = measured(level_settings(config, config.classifier, [*config.rivals, config.ours]), folder)
     by_rounds = {rounds: variant(config.ours, folder, rounds=rounds) for rounds in config.rounds}
     ours = parts_of(config.ours, folder)
-    restorers = list(dict.fromkeys([*ours.values(), *by_rounds.values()]))
-    before_teacher = measured(probe_settings(config, config.classifier, restorers), folder)
+    before_teacher = measured(probe_settings(config, config.classifier, [*ours.values(), *by_rounds.values()]), folder)
     results = [whole, before_teacher]
     levels, controls, parts = level_rows(config, whole), control_rows(config, whole), part_rows(config, before_teacher, ours)
     pair = distilled(config)
@@ -197,8 +197,10 @@ def check(config: GANLevelsConfig, folder: Path) -> None:
         raise UserError(f"levels lie above 0 and up to 1, at least one; got {config.levels}")
     if not set(white_levels(config)) <= set(config.levels):
         raise UserError(f"white_levels are some of the levels, {config.levels}; got {config.white_levels}")
-    if not config.rounds or min(config.rounds) < 1:
-        raise UserError(f"rounds are at least 1, got {config.rounds}")
+    if not config.rounds or not 1 <= min(config.rounds) <= max(config.rounds) <= MOST_ROUNDS:
+        raise UserError(f"rounds lie between 1 and {MOST_ROUNDS}, got {config.rounds}")
+    if not 0 < config.eps <= 1:
+        raise UserError(f"eps is in pixel units of [0, 1] images (write 8/255), got {config.eps}")
     names = [config.classifier, *config.rivals, config.ours, *config.sources, *([config.student] if config.student else [])]
     kinds = {name: zoo.describe(name).get("kind") for name in names}
     if kinds[config.ours] != "gan":

@@ -39,10 +39,9 @@ def pictures(
     if not plots.available():
         print("no pictures without matplotlib: pip install 'gandefense[plots]'")
         return {}
-    own = DataConfig(data.name, data.root, data.download, limit=IMAGES)
-    images = datasets.load(own, "validation", seed=seed)
+    images = datasets.load(data.whole(IMAGES), "validation", seed=seed)
     pixels, labels = to_float(images.images), images.labels
-    classes = datasets.describe(data.name).classes
+    classes = datasets.describe(data).classes
     found = {}
     if with_blocks is not None:
         path, spec = folder / "rivals_denoising.png", AttackSpec("pgd", eps=eps, steps=20)

@@ -18,7 +18,7 @@ from gandefense.training import baselines, classifier, gan, trn
 from gandefense.training.state import choose_device
 from gandefense.weights_io import load_weights
 
-APART = ("benchmark", "evaluation", "reproduce")  # folders of the package that no training depends on
+APART = ("benchmark", "reproduce")  # folders of the package that no training depends on
 PLACE = {"run": ("folder", "name", "device"), "data": ("root", "download")}  # keys that change no weights
 
 # folder of a recipe → (config schema, training function: config → weights path); baselines say theirs in the file

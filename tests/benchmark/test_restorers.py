@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
 
 from gandefense.benchmark import restorers
 from gandefense.benchmark.timing import Effort, flops
 from gandefense.restorers.baselines.defense_gan import DefenseGANRestorer, ImageGenerator, LatentSearch
+from gandefense.restorers.fused_detector import FusedDetector, Signal
+from gandefense.restorers.gan import GANNetworks, GANRestorer
 
 CPU = torch.device("cpu")
 
@@ -36,3 +39,15 @@ def test_the_quickest_is_chosen_by_images_a_second_and_the_note_has_all_figures(
 
 def test_no_batch_is_larger_than_the_defences_own() -> None:
     assert [restorers.rival_batches(torch.zeros(count, 1, 1, 1)) for count in (2, 8, 32)] == [[2], [4, 8], [4, 16]]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gan_flags_all_or_nothing_whichever_of_its_detectors_does_the_flagging(fused: bool) -> None:
+    restorer = GANRestorer(GANNetworks(channels=3, size=16, width=8)).eval()
+    if fused:
+        restorer.detector = FusedDetector(torch.nn.Identity(), [Signal("perturbation")], threshold=4.7)
+    images = torch.rand(3, 3, 16, 16)
+    for limit, flagged in ((float("-inf"), 3), (float("inf"), 0)):
+        restorers.flag_above(restorer, limit)
+        with torch.no_grad():
+            assert restorer(images).flagged.sum() == flagged

@@ -53,11 +53,11 @@ FOUND = [
     (checks.white_above_gray("trn", figure(501), figure(500)), True, "no bound"),
     (checks.white_above_gray("trn", figure(400), figure(500)), False, "helps the attacker"),
     (checks.white_above_gray("trn", figure(500), figure(500)), False, "made no difference"),
-    (checks.white_above_gray("trn", figure(400), None), False, "not compared"),
+    (checks.white_above_gray("trn", figure(400), None), False, "no worst cases of one budget"),
     (checks.black_beats_white("trn", figure(100), figure(200)), True, "gradients are masked"),
     (checks.black_beats_white("trn", figure(198), figure(200)), False, "no more harm"),
     (checks.black_beats_white("trn", figure(400), figure(200)), False, "keeps 40.0 % under the black_box attacks and 20.0 %"),
-    (checks.black_beats_white("trn", figure(400), None), False, "not compared"),
+    (checks.black_beats_white("trn", figure(400), None), False, "no worst cases of one budget"),
     (checks.suspiciously_high("trn", figure(151), adversarial=False), True, "15.1 % in its worst white_box case: suspiciously"),
     (checks.suspiciously_high("trn", figure(150), adversarial=False), False, "not suspiciously high"),
     (checks.suspiciously_high("trn", figure(500), adversarial=True), False, "trained adversarially"),
@@ -154,6 +154,20 @@ def test_run_picks_the_right_rows() -> None:
         "zero_gradients": [True],  # once a view, not once a row
         "few_images": [False],
     }
+
+
+def test_worst_cases_of_different_budgets_are_not_compared() -> None:
+    """A larger budget does more harm, whoever has it."""
+    rows = [row("trn", threat, "pgd", 300, undefended=0) for threat in ("gray_box", "black_box", "white_box")]
+
+    def fired(white: float) -> dict[str, bool]:
+        cases = {"gray_box": (50, 0.3), "black_box": (50, 0.3), "white_box": (300, white)}
+        worst = {threat: {**figure(right), "own": {**figure(right), "eps": eps}} for threat, (right, eps) in cases.items()}
+        found = checks.run({"rows": rows, "worst_case": {"trn": worst, "none": worst}})
+        return {entry["name"]: entry["fired"] for entry in found if "box" in entry["name"]}
+
+    assert fired(0.3) == {"white_box_above_gray_box": True, "black_box_beats_white_box": True}
+    assert fired(8 / 255) == {"white_box_above_gray_box": False, "black_box_beats_white_box": False}
 
 
 def _names(findings: list[dict[str, Any]]) -> list[str]:

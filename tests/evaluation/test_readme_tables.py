@@ -57,6 +57,17 @@ def test_detection_has_a_line_per_attack_and_a_column_per_restorer() -> None:
         assert f"AUROC {entry['auroc']:.3f}, {100 * entry['tpr']['0.05']:.1f} % flagged, n = {entry['n']}" in lines[0]
 
 
+def test_attacks_that_differ_in_source_or_restarts_alone_have_lines_of_their_own() -> None:
+    results = made.complete()
+    name, found = next(iter(results["detection"].items()))
+    base = {**found["attacks"][0], "threat": "black_box", "auroc": 0.5, "tpr": {"0.05": 0.1}, "n": 10}
+    kinds = [{"view": "cifar10/surrogate"}, {"view": "cifar10/other-0"}, {"view": "cifar10/other-0", "restarts": 5}]
+    results["detection"] = {name: {**found, "attacks": [{**base, "restarts": 1, **kind} for kind in kinds]}}
+    *_, first, second, third = readme_tables.detection(results).splitlines()
+    assert "view cifar10/surrogate |" in first and "view cifar10/other-0 |" in second
+    assert "view cifar10/other-0, 5 restarts |" in third
+
+
 def test_the_committed_calibration_is_of_the_cases_in_the_code() -> None:
     results = json.loads((RESULTS / "calibration.json").read_text(encoding="utf-8"))
     assert {name: case["title"] for name, case in results["cases"].items()} == {

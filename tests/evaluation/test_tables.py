@@ -51,6 +51,7 @@ def test_worst_case_is_per_image_clean_included_noise_left_out() -> None:
     assert worst["trn"]["gray_box"]["left_out"] == ["gaussian[-1,1] 0.2"]
     assert worst["trn"]["gray_box"]["own"]["accuracy"] == 2 / 5
     assert worst["trn"]["white_box"]["own"]["accuracy"] == 1 / 5  # 10000
+    assert worst["trn"]["white_box"]["own"]["eps"] == 8 / 255
     assert worst["trn"]["white_box"]["accuracy"] == 0, "who knows the defence may also ignore it"
     assert worst["trn"]["white_box"]["attacks"] == ["pgd-20", "fgsm", "detached: pgd-20", "exact: pgd-20"]
     assert worst["none"]["gray_box"]["accuracy"] == 1 / 5

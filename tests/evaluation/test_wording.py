@@ -28,6 +28,7 @@ def test_gain_needs_a_test() -> None:
     figure = {"accuracy": 0.053, "mcnemar": {"p": 0.61}}
     assert wording.gain(figure, 0.05) == "+0.3 points, p = 0.61"
     assert wording.gain(figure, 0.05, unit="") == "+0.3, p = 0.61"
+    assert wording.gain({**figure, "resubmissions": 10}, 0.05) == "+0.3 points", "a mean that no test of single answers fits"
     for missing in (None, {"accuracy": 0.053}, {"accuracy": 0.053, "mcnemar": None}, {"accuracy": None, "mcnemar": {"p": 1}}):
         assert wording.gain(missing, 0.05) == "–"
     assert wording.gain(figure, None) == "–"

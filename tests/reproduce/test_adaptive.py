@@ -161,3 +161,10 @@ def test_the_tool_measures_compares_and_quotes(
     assert "| DiffPure, WRN-28-10 | 89.0 % | 70.6 % | 46.9 % | DiffAttack |" in page
     assert f"| {networks.classifier} alone | pgd-1 | oblivious |" in page
     assert tool("reproduce", *words)[1].count("measured before") == 2
+
+
+def test_an_attack_is_named_with_its_norm_and_its_restarts() -> None:
+    row = {"title": "pgd-20", "attack": "pgd", "norm": "linf", "eps": 8 / 255, "restarts": 1}
+    assert adaptive.named(row) == "pgd-20, 8/255"
+    assert adaptive.named({**row, "restarts": 5}) == "pgd-20, 8/255, 5 restarts"
+    assert adaptive.named({**row, "title": "pgd-l2-20", "attack": "pgd-l2", "norm": "l2", "eps": 0.5}) == "pgd-l2-20, 0.5"

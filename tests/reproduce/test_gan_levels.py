@@ -80,6 +80,15 @@ def test_the_shipped_config_asks_for_every_threat(name: str) -> None:
     assert len(set(names)) == len(names)
 
 
+def test_a_defence_of_one_round_has_fewer_parts_and_meets_the_probes_once(gan: str, tmp_path: Path) -> None:
+    tensors, about = load_weights(Path(gan))
+    one = tmp_path / "one.safetensors"
+    save_weights(one, tensors, {**about, "loop": {**about["loop"], "rounds": 1}})
+    parts = gan_levels.parts_of(str(one), tmp_path)
+    config = resolve(None, gan_levels.probe_settings(GANLevelsConfig(), "cifar10/classifier", list(parts.values())))
+    assert len(config.restorers) == 1 + len(set(parts.values())) == 3 < 1 + len(parts)
+
+
 def test_rounds_and_parts_are_the_same_networks_with_another_loop(gan: str, tmp_path: Path) -> None:
     assert gan_levels.variant(gan, tmp_path, rounds=2) == gan, "it is that already"
     cleaned = gan_levels.variant(gan, tmp_path, rounds=1, generator=False)
@@ -100,7 +109,9 @@ def test_rounds_and_parts_are_the_same_networks_with_another_loop(gan: str, tmp_
         ({"readings": ["uniform"]}, "unknown reading 'uniform'; known: gaussian"),
         ({"levels": []}, "at least one"),
         ({"levels": [2.0]}, "above 0 and up to 1"),
-        ({"rounds": [0, 1]}, "rounds are at least 1"),
+        ({"rounds": [0, 1]}, "rounds lie between 1 and 1000"),
+        ({"rounds": [1, 2000]}, "rounds lie between 1 and 1000"),
+        ({"eps": 8.0}, "eps is in pixel units"),
         ({"white_levels": [0.1]}, "white_levels are some of the levels"),
         ({"ours": "cifar10/nothing"}, "cifar10/nothing"),
         ({"ours": "cifar10/trn"}, "is a 'trn', not a GAN defence"),

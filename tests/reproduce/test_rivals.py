@@ -114,6 +114,20 @@ def test_what_other_code_libraries_or_devices_measured_is_not_used_again(
     assert evaluations.folder_of(config, tmp_path) != before
 
 
+@pytest.mark.parametrize("change", ["LPIPS", "validation images"])
+def test_what_was_measured_without_lpips_or_with_other_thresholds_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str
+) -> None:
+    config = resolve(None, rivals.classifier_settings(RivalsConfig(device="cpu"), "cifar10/classifier"))
+    monkeypatch.setattr(metrics, "lpips_network", lambda *_: None)
+    before = evaluations.folder_of(config, tmp_path)
+    if change == "LPIPS":
+        monkeypatch.setattr(metrics, "lpips_network", lambda *_: torch.nn.Identity())
+    else:
+        config.validation_images -= 1
+    assert evaluations.folder_of(config, tmp_path) != before
+
+
 def test_the_tool_measures_writes_and_uses_again(
     tool: Callable,
     networks: Networks,  # noqa: F811
