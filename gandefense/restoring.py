@@ -27,7 +27,6 @@ from gandefense.restorers.base import Restoration, Restorer
 
 SCORES = "scores.csv"
 BATCH = 100  # images of 32×32 pixels restored at a time
-SMALLEST = 8  # pixels a side that every filter takes
 COLUMNS = ("file", "score", "flagged", "level", "rounds", "note")
 
 
@@ -215,8 +214,9 @@ def restore_folder(
         for job in tqdm(jobs, desc="restore", unit="image", dynamic_ncols=True, mininterval=print_interval()):
             try:
                 image, changes = read_image(source / job.source, channels=channels, size=size, crop=crop)
-                if min(image.shape[-2:]) < SMALLEST:
-                    small = f"{image.shape[-1]}×{image.shape[-2]} pixels; filters need {SMALLEST} each way"
+                least = getattr(restorer, "smallest", Restorer.smallest)
+                if min(image.shape[-2:]) < least:
+                    small = f"{image.shape[-1]}×{image.shape[-2]} pixels; {name} needs {least} each way"
                     raise UnreadableError(small)
             except UnreadableError as error:
                 summary.unreadable.append((job.source, str(error)))

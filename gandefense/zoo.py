@@ -20,7 +20,7 @@ from gandefense.errors import UserError
 from gandefense.restorers import baselines, gan, trn
 from gandefense.restorers.base import DefendedClassifier, IdentityRestorer, Restorer
 from gandefense.restorers.baselines import ape_gan, ddsa, defense_gan, denoiser, magnet
-from gandefense.weights_io import fill, load_weights
+from gandefense.weights_io import load_weights, rebuild
 
 WEIGHTS = Path(__file__).parent / "weights"
 # As a restorer's classifier: the file of that name beside the restorer's own.
@@ -172,8 +172,8 @@ def load_classifier(name: str | Path) -> nn.Module:
         raise UserError(f"{name} is a {description.get('kind')!r}, not a classifier")
     if not {"architecture", "data"} <= description.keys():
         raise UserError(f"{name}: its description names no architecture or no data set")
-    network = classifiers.build(description["architecture"], datasets.describe(description["data"]))
-    fill(network, tensors, source=path)
+    about = datasets.describe(description["data"])
+    network = rebuild(lambda: classifiers.build(description["architecture"], about), {}, tensors, source=path)
     return network.eval().to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and on GPUs
 
 

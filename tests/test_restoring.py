@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gandefense import classifiers, restoring
+from gandefense import classifiers, restoring, zoo
 from gandefense.data import datasets
 from gandefense.errors import UserError
 from gandefense.image_files import read_image
@@ -332,7 +332,14 @@ def test_images_too_small_for_filters_are_skipped(save: Callable, tmp_path: Path
     save("line.png", 9, (1, 40)), save("good.png", 9, (8, 40))
     summary = run(tmp_path, Inverse(), size=None)
     assert (summary.restored, [str(path) for path, _ in summary.unreadable]) == (1, ["line.png"])
-    assert summary.unreadable[0][1] == "40×1 pixels; filters need 8 each way"
+    assert summary.unreadable[0][1] == "40×1 pixels; own needs 8 each way"
+
+
+@pytest.mark.parametrize("name", ["gaussian:sigma=3", "mean:size=21", "bilateral:size=21", "median:size=21"])
+def test_a_filter_skips_what_its_window_does_not_fit_and_restores_the_rest(save: Callable, tmp_path: Path, name: str) -> None:
+    save("icon.png", 9, (9, 9)), save("fits.png", 9, (11, 11))
+    summary = run(tmp_path, zoo.load_restorer(name, torch.nn.Identity()), size=None)
+    assert ([str(path) for path, _ in summary.unreadable], summary.restored) == (["icon.png"], 1)
 
 
 def test_large_images_come_in_smaller_batches(save: Callable, tmp_path: Path) -> None:

@@ -38,9 +38,11 @@ class Restorer(nn.Module):
         passes: how often a defence restores and classifies an image to average the logits, in its answers and in every view
             of it. More than one makes sense only where something is random, which then is drawn anew in every pass (the 30
             iterations of Xie et al. 2018). A restoration by itself is always one pass.
+        smallest: pixels that an image needs each way.
     """
 
     passes: int = 1
+    smallest: int = 8
 
     def forward(self, images: Tensor) -> Restoration:
         """Restore images (B, C, H, W) in [0, 1]."""

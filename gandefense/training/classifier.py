@@ -114,7 +114,7 @@ def _train(config: ClassifierConfig, device: torch.device) -> Path:
     require(
         counts={"train.batch_size": options.batch_size},
         positive={"train.epochs": options.epochs, "train.learning_rate": options.learning_rate},
-        shares={"train.label_smoothing": options.label_smoothing},
+        shares={"train.label_smoothing": options.label_smoothing, "train.momentum": options.momentum},
         not_negative={"train.weight_decay": options.weight_decay},
     )
     adversarial.check(options.adversarial)
@@ -140,7 +140,7 @@ def _train(config: ClassifierConfig, device: torch.device) -> Path:
         [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=options.learning_rate,
         momentum=options.momentum,
-        nesterov=True,
+        nesterov=options.momentum > 0,
     )
     augment = augmentation(data.size, flip=data.flips, erase=options.erase)
     made_from = {"the images": content_hash(images, validation), **begun}

@@ -20,7 +20,8 @@ from gandefense.attacks.cache import AttackedSetConfig, attacked_set, fingerprin
 from gandefense.data import datasets
 from gandefense.data.batches import augmentation, batch_indices, to_float
 from gandefense.errors import UserError
-from gandefense.precision import autocast
+from gandefense.evaluation.metrics import LPIPS_SMALLEST, lpips_network
+from gandefense.precision import autocast, resolved
 from gandefense.restorers.discriminator import Discriminator, discriminator_loss, generator_loss, r1_penalty
 from gandefense.restorers.gan import GANNetworks, GANRestorer
 from gandefense.training.batch_norm import synchronised
@@ -67,7 +68,13 @@ def _train(config: GANConfig, device: torch.device) -> Path:
     check_settings(config.run)
     check(config)
     autocast(device, config.run.precision)
-    plan(config.attacked)
+    plan(config.attacked, data.size)
+    small = AttackedSetConfig(rows=config.validation_rows, budgets=config.validation_budgets, seed=1, precision="float32")
+    plan(small, data.size)
+    if weights.lpips > 0 and data.size < LPIPS_SMALLEST:
+        raise UserError(
+            f"loss.lpips > 0 is for images of {LPIPS_SMALLEST} pixels and more, {data.name} has {data.size}; set it to 0"
+        )
     seed_everything(config.run.seed)
     lpips = _lpips(device) if weights.lpips > 0 else None
     teacher = zoo.load_classifier(config.classifier).to(device, memory_format=torch.channels_last)
@@ -77,6 +84,11 @@ def _train(config: GANConfig, device: torch.device) -> Path:
         images = datasets.load(config.data, "train", seed=config.run.seed)
         validation = datasets.load(config.data.whole(config.validation_images), "validation")
     student_kind = teacher_kind if config.student == "same" else config.student
+    if student_kind is None and config.answers == "student":
+        raise UserError(
+            f"answers=student: a copy of {config.classifier}, a part of your own, could not be loaded again from its weights; "
+            "name an architecture for the student, such as student=resnet11, or take answers=teacher"
+        )
     student = copy.deepcopy(teacher) if config.student == "same" else classifiers.build(student_kind, data)
     student = student.to(device, memory_format=torch.channels_last)
     shape = {
@@ -96,13 +108,13 @@ def _train(config: GANConfig, device: torch.device) -> Path:
     optimiser = torch.optim.Adam(networks.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.discriminator_rate, betas=(0.0, 0.99))
     made_from = provenance(teacher, images, validation) | begun
+    made_from |= resolved(device, {"run.precision": config.run.precision, "attacked.precision": config.attacked.precision})
     with open_run("gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")
             return run.folder / "model.safetensors"
 
         place = {"device": device, "root": config.data.root}
-        small = AttackedSetConfig(rows=config.validation_rows, budgets=config.validation_budgets, seed=1, precision="float32")
         with distributed.first_before_others():
             attacked = attacked_set(teacher, images, config.attacked, **place, name=f"{data.name}-train")
             held_out = attacked_set(teacher, validation, small, **place, name=f"{data.name}-validation")
@@ -313,10 +325,11 @@ def _train(config: GANConfig, device: torch.device) -> Path:
         student.eval().requires_grad_(False)
 
         if distributed.is_first():
-            card = {"kind": "classifier", "architecture": student_kind, "data": data.name}
-            card |= {"distilled_from": config.classifier, "adversarial": "distilled"}
-            card["config"] = {"distil": asdict(config.distil), "adapt": asdict(config.adapt)}
-            save_weights(run.folder / zoo.STUDENT, student.state_dict(), card)
+            if student_kind is not None:  # a copy of a part of the user's own could not be built again from a file
+                card = {"kind": "classifier", "architecture": student_kind, "data": data.name}
+                card |= {"distilled_from": config.classifier, "adversarial": "distilled"}
+                card["config"] = {"distil": asdict(config.distil), "adapt": asdict(config.adapt)}
+                save_weights(run.folder / zoo.STUDENT, student.state_dict(), card)
             if config.loop.detector == "fused":
                 restorer.detector = calibrate(average.module, judge, validation, config.loop.false_positive_rate, device)
             seen = validate(restorer, judge, held_out, validation, device)
@@ -342,8 +355,6 @@ def _train(config: GANConfig, device: torch.device) -> Path:
 
 
 def _lpips(device: torch.device) -> nn.Module:
-    from gandefense.evaluation.metrics import lpips_network
-
     network = lpips_network()
     if network is None:
         raise UserError("loss.lpips > 0 needs LPIPS's AlexNet weights; set GANDEFENSE_LPIPS_BACKBONE, or loss.lpips=0")

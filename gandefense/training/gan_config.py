@@ -131,12 +131,18 @@ def check(config: GANConfig) -> None:
         },
         positive={
             "train.learning_rate": config.train.learning_rate,
+            "train.discriminator_rate": config.train.discriminator_rate,
+            "distil.learning_rate": config.distil.learning_rate,
             "train.random_step_eps": config.train.random_step_eps,
             "distil.temperature": config.distil.temperature,
             "adapt.own_eps": config.adapt.own_eps,
         },
         fractions={"loop.false_positive_rate": config.loop.false_positive_rate},
     )
+    budgets = {"distil.eps": config.distil.eps, "train.random_step_eps": config.train.random_step_eps}
+    for name, eps in {**budgets, "adapt.own_eps": config.adapt.own_eps}.items():
+        if not 0 <= eps <= 1:
+            raise UserError(f"{name} is in pixel units of [0, 1] images (write 8/255), got {eps}")
     if config.start is None or config.train.steps:
         require(counts={"train.steps": config.train.steps})  # phase 2 can be left out only by networks that had theirs
     for name, value, known in (("answers", config.answers, ANSWERS), ("loop.detector", config.loop.detector, DETECTORS)):

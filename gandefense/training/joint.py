@@ -13,7 +13,7 @@ from gandefense.attacks.cache import fingerprint
 from gandefense.attacks.suite import attack
 from gandefense.attacks.threats import VIEWS
 from gandefense.data import datasets
-from gandefense.data.batches import augmentation, batch_indices, content_hash, to_float
+from gandefense.data.batches import augmentation, batch_indices, content_hash, pieces, to_float
 from gandefense.precision import autocast
 from gandefense.restorers.base import DefendedClassifier
 from gandefense.restorers.gan import GANRestorer
@@ -56,7 +56,7 @@ def validate(
         found[f"robust{name}"] = adversarial.robust_accuracy(attacked, few, attacks, device, BATCH)
     found["robust_detached"] = adversarial.robust_accuracy(defended.view("detached"), few, attacks, device, BATCH)
     if isinstance(defended.restorer, GANRestorer):
-        flags = [defended.restore(to_float(part.to(device))).flagged for part in few.images.split(BATCH)]
+        flags = [defended.restore(part).flagged for part in pieces(few.images, BATCH, device)]
         found["flagged_clean"] = torch.cat(flags).float().mean().item()
     return {f"validation/{name}": value for name, value in found.items()}
 
@@ -227,7 +227,7 @@ def _write(
     save_weights(run.folder / JOINT, defended.classifier.state_dict(), card)
     if isinstance(restorer, TRNRestorer):
         with torch.no_grad():
-            scores = torch.cat([restorer(to_float(part.to(device))).score for part in validation.images.split(BATCH)])
+            scores = torch.cat([restorer(part).score for part in pieces(validation.images, BATCH, device)])
         described = {**described, "threshold": scores.quantile(1 - config.false_positive_rate).item()}
     else:
         loop = {"threshold": restorer.threshold, "rounds": config.passing.rounds, "tolerance": restorer.tolerance}

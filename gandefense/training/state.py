@@ -44,7 +44,11 @@ def exponential_average(module: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a module's parameters and buffers.
 
     The decay is warmed up as min(decay, (1 + n) / (10 + n)) at step n, so that short runs do not keep their first step.
+
+    Raises:
+        UserError: a decay that does not lie in [0, 1].
     """
+    require(shares={"ema_decay": decay})
 
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
         get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averaged, current, count)
@@ -84,6 +88,9 @@ def require(
     not_negative: dict[str, float] | None = None,
 ) -> None:
     """Raise UserError unless counts are at least 1, `positive` above 0, fractions inside (0, 1), shares in [0, 1], others ≥ 0."""
+    for name, value in {**(positive or {}), **(not_negative or {})}.items():
+        if math.isinf(value):
+            raise UserError(f"{name} must be a finite number, got {value}")
     for name, value in (counts or {}).items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")

@@ -17,7 +17,7 @@ from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import at_once, batch_indices, pieces, to_float
 from gandefense.errors import UserError
-from gandefense.precision import autocast
+from gandefense.precision import autocast, resolved
 from gandefense.restorers.cached_maps import CachedMaps, cached_maps
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
 from gandefense.restorers.trn import TRNRestorer, TwoStreamRestorationNetwork
@@ -180,6 +180,7 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     network = synchronised(network, device)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
     made_from = provenance(classifier, images, validation) | begun
+    made_from |= resolved(device, {"run.precision": config.run.precision, "attacked.precision": config.attacked.precision})
     made_from |= {
         f"the other classifier {name}": fingerprint(other) for name, other in zip(names[1:], classifiers[1:], strict=True)
     }
@@ -256,7 +257,7 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
                     if distributed.is_first():
                         measured = validate(restorer, classifier, held_out, validation, device)
                         run.log(measured)
-                        _grid(run, restorer, held_out, validation, device)
+                        _grid(run, restorer, held_out, validation, device, labels=min(3, len(data.classes)))
                     distributed.barrier()
                 if run.checkpoint_due():
                     check_finite(means, run)
@@ -285,13 +286,15 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
 
 
 @torch.no_grad()
-def _grid(run: Run, restorer: TRNRestorer, attacked: AttackedSet, images: datasets.Images, device: torch.device) -> None:
-    """A fixed grid: clean · attacked · restored · residual ×10 · the gradient maps of three labels."""
+def _grid(
+    run: Run, restorer: TRNRestorer, attacked: AttackedSet, images: datasets.Images, device: torch.device, *, labels: int
+) -> None:
+    """A fixed grid: clean · attacked · restored · residual ×10 · the gradient maps of so many labels."""
     rows = torch.arange(0, len(attacked), max(1, len(attacked) // 12))[:12]
     clean = to_float(images.images[attacked.source[rows]])
     batch = attacked.rows(rows)
     restoration = restorer(batch.to(device))
-    maps = gradient_maps(restorer.classifier, batch.to(device), top_k=3).maps.cpu() / 2 + 0.5
+    maps = gradient_maps(restorer.classifier, batch.to(device), top_k=labels).maps.cpu() / 2 + 0.5
     restored = restoration.images.cpu()
     channels = clean.shape[1]
     three = list(maps.split(channels, dim=1))

@@ -180,6 +180,31 @@ def test_the_limit_cuts_training_images_but_never_validation(config: Callable[..
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"momentum": -0.1}, "train.momentum must lie in .0, 1., got -0.1"),
+        ({"epochs": float("inf")}, "train.epochs must be a finite number, got inf"),
+        ({"ema_decay": -0.1}, "ema_decay must lie in .0, 1., got -0.1"),
+        ({"weight_decay": float("inf")}, "train.weight_decay must be a finite number"),
+    ],
+)
+def test_values_that_no_optimiser_takes_are_refused(
+    config: Callable[..., ClassifierConfig], change: dict[str, float], message: str
+) -> None:
+    settings = config()
+    settings.train = dataclasses.replace(settings.train, **change)
+    with pytest.raises(UserError, match=message):
+        train(settings)
+    assert not list(Path(settings.run.folder).glob("*"))
+
+
+def test_plain_gradient_descent_has_no_momentum(config: Callable[..., ClassifierConfig]) -> None:
+    settings = config(limit=20)
+    settings.train.momentum = 0.0
+    assert train(settings).is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"architecture": "huge"}, "unknown classifier 'huge'"),
         ({"data": DataConfig(name="cifar11")}, "unknown data set"),
         ({"run": RunConfig(folder="never made", device="abacus")}, "unknown device 'abacus'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 import gandefense
-from gandefense import zoo
+from gandefense import precision, zoo
 from gandefense.attacks.noise import gaussian_signed
 from gandefense.config import DataConfig
 from gandefense.data import datasets
@@ -231,6 +232,15 @@ def test_rows_without_clean_ones_validate_on_what_there_is(gan_settings: Callabl
         ("train.noise_share", -0.1, "train.noise_share must not be negative"),
         ("attacked.precision", "nonsense", "attacked.precision must be auto, bf16 or float32, got 'nonsense'"),
         ("loss.lpips", 1.0, "loss.lpips > 0 needs LPIPS's AlexNet weights"),
+        ("train.discriminator_rate", -1.0, "train.discriminator_rate must be positive, got -1.0"),
+        ("distil.learning_rate", -0.1, "distil.learning_rate must be positive, got -0.1"),
+        ("distil.eps", 8.0, r"distil.eps is in pixel units of \[0, 1\] images \(write 8/255\), got 8.0"),
+        ("train.random_step_eps", 8.0, "train.random_step_eps is in pixel units"),
+        ("adapt.own_eps", 12.0, "adapt.own_eps is in pixel units"),
+        ("validation_budgets", [8.0], "8/255"),
+        ("validation_budgets", [], "one budget"),
+        ("train.learning_rate", float("inf"), "train.learning_rate must be a finite number, got inf"),
+        ("train.ema_decay", -0.1, "ema_decay must lie in .0, 1., got -0.1"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_made(
@@ -248,6 +258,48 @@ def test_bad_settings_are_refused_before_anything_is_made(
         train(config)
     assert not list(Path(config.run.folder).glob("*")), "a mistake must leave no run folder behind"
     assert sorted((data_root() / "attacked").glob("*")) == before, "nor cost the time of an attacked set"
+
+
+def test_lpips_wants_images_that_its_network_can_see(
+    gan_settings: Callable[..., GANConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = gan_settings("too small")
+    config.loss.lpips = 0.5
+    small = dataclasses.replace(datasets.DATASETS["cifar10"], size=28)
+    monkeypatch.setitem(datasets.DATASETS, "cifar10", small)
+    with pytest.raises(UserError, match=r"lpips > 0 is for images of 32 pixels and more, cifar10 has 28; set it to 0"):
+        train(config)
+    assert not Path(config.run.folder).exists()
+
+
+def test_a_copy_of_an_own_classifier_is_no_student_that_answers(
+    gan_settings: Callable[..., GANConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights tell nobody how to build it again; the teacher may answer, or a student of a known architecture."""
+    code = "import torch\n\n\ndef net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))\n"
+    (tmp_path / "own_of_test_gan.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = gan_settings("own", distil=1, steps=1)
+    config.classifier, config.answers = "own_of_test_gan.net", "student"
+    with pytest.raises(UserError, match=r"answers=student: a copy of own_of_test_gan\.net, a part of your own"):
+        train(config)
+    assert not Path(config.run.folder).exists()
+    config.answers = "teacher"
+    assert not (train(config).parent / zoo.STUDENT).exists()
+    config.answers, config.student = "student", "tiny"
+    assert zoo.load(train(config).parent).classifier is not None
+
+
+def test_a_run_is_not_gone_on_with_in_another_arithmetic(
+    gan_settings: Callable[..., GANConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = gan_settings("arithmetic", distil=0, steps=1, precision="auto")
+    monkeypatch.setattr(precision, "_computes_bf16", lambda device: False)
+    config.resume = str(train(config).parent)
+    assert train(config).is_file(), "finished, and said so"
+    monkeypatch.setattr(precision, "_computes_bf16", lambda device: True)
+    with pytest.raises(UserError, match=r"what run\.precision comes to on this device and what attacked\.precision"):
+        train(config)
 
 
 def test_a_restorer_cannot_be_the_teacher(gan_finished: Path, gan_settings: Callable[..., GANConfig]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import gandefense
-from gandefense import zoo
+from gandefense import classifiers, zoo
 from gandefense.attacks.cache import AttackedSetConfig
 from gandefense.attacks.suite import AttackSpec, attack
 from gandefense.config import DataConfig, RunConfig
@@ -29,6 +29,7 @@ from gandefense.training.distillation import clean_logits, distillation
 from gandefense.training.run import Run
 from gandefense.training.trn import TRNConfig, TRNNetworkConfig, TRNTrainConfig, train
 from gandefense.weights_io import load_weights, save_weights
+from tests.helpers import small_celeba
 from tests.helpers import small_cifar10 as small
 from tests.helpers.short_training import classifier_file, logged, same
 
@@ -360,3 +361,16 @@ def test_a_killed_run_resumes_to_bit_identical_weights(
     assert same(first, second)
     assert logged(folder, "train/loss") == logged(tmp_path / "whole" / "00000-run", "train/loss")
     assert not [path for path in folder.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+
+
+def test_two_classes_are_enough(settings: Callable[..., TRNConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid shows the maps of three labels, where there are three."""
+    small_celeba.write(tmp_path / "celeba")
+    monkeypatch.setenv("GANDEFENSE_DATA", str(tmp_path))
+    config = settings("two classes", steps=2)
+    config.data = DataConfig("celeba", size=32)
+    data, path = datasets.describe(config.data), tmp_path / "classifier.safetensors"
+    about = {"kind": "classifier", "architecture": "tiny", "data": data.name}
+    save_weights(path, classifiers.build("tiny", data).state_dict(), about)
+    config.classifier = str(path)
+    assert load_weights(train(config))[1]["network"]["labels"] == 2

@@ -26,19 +26,21 @@ class SparseAutoEncoder(nn.Module):
     Args:
         channels: of the image.
         size: height and width of the image, divisible by 4.
-        width: channels at half the resolution.
+        width: channels at half the resolution, an even number.
         features: channels at a quarter of the resolution, on either side of the code.
         code: numbers in the code. A ReLU keeps one sign only: it takes about two to carry one signed number.
         target: mean activation µ that every number of the code is held at.
 
     Raises:
-        UserError: a size that is not divisible by 4.
+        UserError: a size that is not divisible by 4, an odd width.
     """
 
     def __init__(
         self, *, channels: int, size: int, width: int = 32, features: int = 9, code: int = 1024, target: float = 0.1
     ) -> None:
         super().__init__()
+        if width < 2 or width % 2:
+            raise UserError(f"DDSA's autoencoder needs an even width, got {width}")
         if size % 4:
             raise UserError(f"DDSA's autoencoder needs images whose size is divisible by 4, got {size}")
         self.shape = (features, size // 4, size // 4)

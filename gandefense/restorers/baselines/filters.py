@@ -15,6 +15,11 @@ def check_window(size: int) -> None:
         raise UserError(f"a filter's size is odd and at least 3 pixels, got {size}")
 
 
+def smallest(size: int) -> int:
+    """Pixels that a window which is mirrored at the image's edge needs each way: one more than it reaches beyond."""
+    return max(Restorer.smallest, size // 2 + 1)
+
+
 class Median(Restorer):
     """The median of a window, channel by channel (Xu et al. 2018, "Feature Squeezing").
 
@@ -25,7 +30,7 @@ class Median(Restorer):
     def __init__(self, size: int = 3) -> None:
         super().__init__()
         check_window(size)
-        self.size = size
+        self.size, self.smallest = size, smallest(size)
 
     def forward(self, images: Tensor) -> Restoration:
         return undetected(kornia.filters.median_blur(images, self.size))
@@ -41,7 +46,7 @@ class Mean(Restorer):
     def __init__(self, size: int = 3) -> None:
         super().__init__()
         check_window(size)
-        self.size = size
+        self.size, self.smallest = size, smallest(size)
 
     def forward(self, images: Tensor) -> Restoration:
         return undetected(kornia.filters.box_blur(images, self.size))
@@ -59,6 +64,7 @@ class Gaussian(Restorer):
         if not sigma > 0:
             raise UserError(f"sigma must be positive, got {sigma}")
         self.sigma, self.size = sigma, 2 * max(1, round(3 * sigma)) + 1
+        self.smallest = smallest(self.size)
 
     def forward(self, images: Tensor) -> Restoration:
         return undetected(kornia.filters.gaussian_blur2d(images, self.size, (self.sigma, self.sigma)))
@@ -79,6 +85,7 @@ class Bilateral(Restorer):
         if not (colour > 0 and space > 0):
             raise UserError(f"colour and space must be positive, got {colour} and {space}")
         self.size, self.colour, self.space = size, colour, space
+        self.smallest = smallest(size)
 
     def forward(self, images: Tensor) -> Restoration:
         return undetected(kornia.filters.bilateral_blur(images, self.size, self.colour, (self.space, self.space)))

@@ -148,6 +148,8 @@ def train(config: LADConfig) -> Path:
             "boundary.penalty": config.boundary.penalty,
         },
         fractions={"train.decoded_weight": options.decoded_weight},
+        shares={"train.momentum": options.momentum},
+        not_negative={"train.weight_decay": options.weight_decay},
     )
     if not 0 < options.decoded_share <= 1:
         raise UserError(f"train.decoded_share must be above 0 and at most 1, got {options.decoded_share}")
@@ -169,7 +171,7 @@ def train(config: LADConfig) -> Path:
         [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=options.learning_rate,
         momentum=options.momentum,
-        nesterov=True,
+        nesterov=options.momentum > 0,
     )
     augment = augmentation(data.size, flip=data.flips)
     with open_run("lad", config, config.run, config.resume, {"the images": content_hash(images, validation)}) as run:

@@ -112,3 +112,9 @@ def test_the_fully_connected_layers_start_as_a_projection() -> None:
     assert torch.allclose(network.expand(network.code(features)), features, atol=1e-5)
     small = SparseAutoEncoder(channels=3, size=8, width=8, features=4, code=16)
     assert not torch.allclose(small.expand(small.code(features)), features, atol=1e-1)
+
+
+@pytest.mark.parametrize("width", [0, 1, 33])
+def test_a_width_that_its_doublings_cannot_halve_is_refused(width: int) -> None:
+    with pytest.raises(UserError, match=f"DDSA's autoencoder needs an even width, got {width}"):
+        SparseAutoEncoder(channels=3, size=8, width=width)
