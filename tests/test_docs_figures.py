@@ -59,6 +59,8 @@ def test_figures_of_other_budgets_in_the_readme_are_those_of_the_results() -> No
     detected = {round(255 * entry["eps"]): entry["auroc"] for entry in made["detection"]["cifar10/trn"]["attacks"]}
     assert f"AUROC {detected[2]:.3f}, at 8/255 {detected[8]:.3f}" in readme
     assert min(detected, key=detected.get) == 2
+    entries = {round(255 * entry["eps"]): entry for entry in made["detection"]["cifar10/trn"]["attacks"]}
+    assert f"and {100 * entries[2]['tpr']['0.05']:.1f} % of PGD-40's at 2/255 (n = {entries[2]['n']})" in readme
 
 
 def test_figures_of_unseen_attacks_in_the_readme_are_those_of_the_results() -> None:
@@ -80,6 +82,12 @@ def test_figures_of_unseen_attacks_in_the_readme_are_those_of_the_results() -> N
     assert f"the classifier alone {', '.join(alone[:-1])} and {alone[-1]} %)" in readme
     detected = {entry["title"]: entry["auroc"] for entry in made["detection"]["cifar10/trn"]["attacks"]}
     assert f"(AUROC {detected['deepfool-50']:.3f} and {detected['cw-30']:.3f})" in readme
+    met = {entry["title"]: entry for entry in made["detection"]["cifar10/trn"]["attacks"] if entry["threat"] == "gray_box"}
+    flagged = [met[title] for title in ("square-1000", "deepfool-50", "cw-30")]
+    shares = "{:.1f} % of Square's, {:.1f} % of DeepFool's and {:.1f} % of C&W's".format(
+        *(100 * entry["tpr"]["0.05"] for entry in flagged)
+    )
+    assert f"TRN's flags {shares} (n = {', '.join(str(entry['n']) for entry in flagged)};" in readme
     controls = [100 * row["accuracy"] for (title, _), row in rows.items() if title.endswith("(predicted)")]
     assert len(controls) == 5 and f"leave {min(controls):.1f} to {max(controls):.1f} % (n = 1,000" in readme
 
@@ -99,7 +107,9 @@ def test_figures_of_fashion_mnist_in_the_readme_are_those_of_the_results() -> No
     assert f"keeps {clean} of clean images right (its classifier alone {bare}), and at 8/255 " in readme
     assert f"at 8/255 {spoken('fgsm')} under FGSM" in readme
     assert f"{spoken('pgd-20')} under PGD-20 and {spoken('mim-10')} under MIM-10 (alone {alone})" in readme
-    assert f"PGD-20 through `detached` leaves {spoken('pgd-20', 'detached')}" in readme
+    known = rows["pgd-20", "detached"]
+    bare = f"{100 * known['undefended_accuracy']:.1f} % {interval({'ci95': known['undefended_ci95']})}"
+    assert f"PGD-20 through `detached` leaves {spanned(known)}, of the classifier alone {bare}. " in readme
     assert any(check["name"] == "suspiciously_high" and check["fired"] for check in made["checks"])
 
 
@@ -192,9 +202,10 @@ def test_figures_of_adversarial_training_are_those_of_the_results_and_the_card()
     assert f"with {spanned(clean)} of clean images right (n = {clean['n']:,}, seed {made['made']['seed']}" in readme
     assert f"({described['parameters']:,} parameters)" in readme
     page = text_of("docs/adaptive.md")
-    assert f"it keeps {strongest} under AutoAttack" in page
     margin, plain = (f"{percent(rows[title])}" for title in ("pgd-20 margin", "pgd-20"))
-    assert f"the margin loss alone leaves {margin}, PGD-20 {plain}; clean {spanned(clean)}" in page
+    assert rows["pgd-20 margin"]["survivors"] and rows["autoattack"]["survivors"]
+    left = f"PGD-20 leaves {plain}, the margin loss on these {margin}, and AutoAttack on what is left then {strongest}"
+    assert f"of {clean['n']:,} images {left}; clean {spanned(clean)}" in page
     before = card("cifar10/classifier-at-one-step")
     earlier = {row["title"]: row for row in before["test"]["rows"]}
     assert f"keeps {spanned(earlier['autoattack'])}, clean {spanned(earlier['clean'])} (card" in page
