@@ -13,6 +13,7 @@ weights are refused. Weights are stored as float16 where float32 would exceed 16
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -126,10 +127,16 @@ def portable(description: dict) -> dict:
     }
     if config.get("start") and config["start"] not in zoo.names():
         config["start"] = Path(config["start"]).name  # the run, not where it lies
-    for start in ("classifier", "restorer"):
-        if isinstance(config.get(start), str) and Path(config[start]).is_absolute():
-            config[start] = Path(config[start]).name
-    return {**description, "config": config}
+    return {**description, "config": named(config)}
+
+
+def named(value: Any) -> Any:
+    """A config's value with the last part of a path in place of an absolute one, which leads nowhere on another machine."""
+    if isinstance(value, dict):
+        return {key: named(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [named(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def is_stored(path: Path, tensors: dict, description: dict) -> bool:

@@ -31,6 +31,7 @@ class RunLog:
     _bar: Any = None
     _times: list[float] = field(default_factory=list)
     _steps: int | None = None  # of the whole run
+    _begun: int | None = None  # the step that this process began at
 
     @property
     def writer(self) -> Any:
@@ -38,12 +39,14 @@ class RunLog:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if self.resumed else None)
+            begun = self.step if self._begun is None else self._begun
+            # what was logged after the checkpoint that a resumed run goes on from is logged once more
+            self._writer = SummaryWriter(str(self.folder), purge_step=begun + 1 if self.resumed else None)
         return self._writer
 
     def progress(self, total: int, unit: str, description: str) -> tqdm:
         """A progress bar that starts at the resumed step, with throughput and time left."""
-        self._steps = total
+        self._steps, self._begun = total, self.step
         self._bar = tqdm(
             total=total,
             initial=self.step,

@@ -22,7 +22,8 @@ from gandefense.weights_io import load_weights, save_weights
 CONFIG = {
     "run": {"seed": 7, "name": "short", "folder": "/somebody/home/runs", "device": "cuda:3"},
     "data": {"name": "cifar10", "root": "/somebody/home/data"},
-    "train": {"steps": 3},
+    "train": {"steps": 3, "distillation": {"teacher": "/somebody/home/runs/00000-teacher"}},
+    "others": ["/somebody/home/other.safetensors", "cifar10/surrogate"],
     "resume": "/somebody/home/runs/00001-short",
 }
 MEBIBYTE = 2**18  # float32 values in one
@@ -122,7 +123,9 @@ def test_the_card_says_where_every_figure_comes_from(publish: Callable, run_fold
 
 def test_neither_card_nor_weights_tell_of_the_machine(publish: Callable, run_folder: Callable, shipped: Path) -> None:
     assert publish(run_folder(), "cifar10/mine")[0] == 0
-    expected = {"run": {"seed": 7, "name": "short"}, "data": {"name": "cifar10"}, "train": {"steps": 3}}
+    expected = {"run": {"seed": 7, "name": "short"}, "data": {"name": "cifar10"}}
+    expected |= {"train": {"steps": 3, "distillation": {"teacher": "00000-teacher"}}}
+    expected |= {"others": ["other.safetensors", "cifar10/surrogate"]}
     assert _card(shipped, "cifar10/mine")["recipe"] == expected
     assert load_weights(shipped / "cifar10" / "mine.safetensors")[1]["config"] == expected
     for path in (shipped / "cifar10").iterdir():

@@ -50,3 +50,20 @@ def test_tensorboard_gets_scalars_and_grids(run: Run) -> None:
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 0.5), (2, 1.0)]
     (image,) = events.Images("samples")
     assert (image.step, image.width, image.height) == (2, 3 * 9 + 1, 2 * 9 + 1)
+
+
+def test_what_a_killed_process_logged_after_its_checkpoint_is_in_tensorboard_once(run: Run) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for step in range(10, 60, 10):  # killed after step 50, its checkpoint is that of step 30
+        run.step = step
+        run.log({"train/loss": step})
+    run.close()
+    again = Run(folder=run.folder, kind=run.kind, config=run.config, settings=run.settings, resumed=True, step=30)
+    again.progress(70, "step", "example")
+    for step in range(40, 80, 10):
+        again.step = step
+        again.log({"train/loss": step})
+    again.close()
+    found = EventAccumulator(str(run.folder)).Reload().Scalars("train/loss")
+    assert [event.step for event in found] == [10, 20, 30, 40, 50, 60, 70]
