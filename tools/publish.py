@@ -127,11 +127,11 @@ def portable(description: dict) -> dict:
     }
     if config.get("start") and config["start"] not in zoo.names():
         config["start"] = Path(config["start"]).name  # the run, not where it lies
-    return {**description, "config": named(config)}
+    return named({**description, "config": config})
 
 
 def named(value: Any) -> Any:
-    """A config's value with the last part of a path in place of an absolute one, which leads nowhere on another machine."""
+    """A description's value with the last part of a path in place of an absolute one, which leads nowhere on another machine."""
     if isinstance(value, dict):
         return {key: named(entry) for key, entry in value.items()}
     if isinstance(value, list):

@@ -80,6 +80,7 @@ def _starts(network: nn.Module, images: Tensor, goal: Tensor) -> tuple[Tensor, T
     points = torch.cat([images, noise])
     distance = torch.cdist(images.flatten(1), points.flatten(1))
     distance[predict(network, points)[None, :] == goal[:, None]] = torch.inf
+    distance[:, : len(images)].fill_diagonal_(torch.inf)  # one that a random network happens to get wrong is no start of its own
     nearest = distance.min(1)
     return points[nearest.indices], nearest.values.isfinite()
 

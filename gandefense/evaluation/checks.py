@@ -76,16 +76,18 @@ def one_step_beats_many(subject: str, one: Figure, many: Figure) -> Finding:
     return finding("one_step_beats_many", False, f"{said}: many steps do at least as much harm as one, as they should.")
 
 
-def same_budget(one: Figure | None, other: Figure | None) -> bool:
-    """Whether two worst cases were measured, and up to the same largest eps, where they tell it."""
-    return one is not None and other is not None and one.get("eps") == other.get("eps")
+def comparable(ignorant: Figure | None, white: Figure | None) -> bool:
+    """Whether both worst cases were measured, and who knows the defence had no smaller a budget, where they tell theirs."""
+    if ignorant is None or white is None:
+        return False
+    return "eps" not in ignorant or "eps" not in white or ignorant["eps"] <= white["eps"]
 
 
 def white_above_gray(restorer: str, white: Figure | None, gray: Figure | None) -> Finding:
     """Attacks that know the defence must not do worse than those that ignore it; both are worst cases of their own."""
     name = "white_box_above_gray_box"
     if white is None or gray is None:
-        return finding(name, False, f"{restorer}: white_box and gray_box have no worst cases of one budget to compare.")
+        return finding(name, False, f"{restorer}: white_box has no worst case of the budget of gray_box to compare.")
     knowing, ignoring = percent(white["accuracy"]), percent(gray["accuracy"])
     said = f"{restorer} keeps {knowing} under the white_box attacks and {ignoring} under the gray_box ones"
     if white["accuracy"] > gray["accuracy"]:
@@ -99,7 +101,7 @@ def black_beats_white(restorer: str, black: Figure | None, white: Figure | None)
     """Who knows the defence must do at least as much harm as who only queries it; both are worst cases of their own."""
     name = "black_box_beats_white_box"
     if black is None or white is None:
-        return finding(name, False, f"{restorer}: black_box and white_box have no worst cases of one budget to compare.")
+        return finding(name, False, f"{restorer}: white_box has no worst case of the budget of black_box to compare.")
     asking, knowing = percent(black["accuracy"]), percent(white["accuracy"])
     said = f"{restorer} keeps {asking} under the black_box attacks and {knowing} under the white_box ones"
     if clearly_above(white, black):
@@ -221,7 +223,7 @@ def run(results: dict[str, Any]) -> list[Finding]:
         mine = worst.get(restorer, {})
         findings.append(static_rule(restorer, mine.get("white_box"), worst.get(NO_RESTORER, {}).get("white_box")))
         white = (mine.get("white_box") or {}).get("own")
-        like = {threat: entry["own"] for threat, entry in mine.items() if same_budget(entry["own"], white)}
+        like = {threat: entry["own"] for threat, entry in mine.items() if comparable(entry["own"], white)}
         findings.append(white_above_gray(restorer, white, like.get("gray_box")))
         if "black_box" in mine:
             findings.append(black_beats_white(restorer, like.get("black_box"), white))

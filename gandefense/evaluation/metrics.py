@@ -159,9 +159,23 @@ def quality(images: Tensor, reference: Tensor, lpips: nn.Module | None = None) -
     return values
 
 
+def _backbone_file() -> Path | None:
+    if named := os.environ.get(LPIPS_BACKBONE_VARIABLE):
+        return Path(named)
+    from torchvision.models import AlexNet_Weights
+
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
+    return cached if cached.is_file() else None
+
+
+def has_lpips() -> bool:
+    """Whether this machine has what `lpips_network` reads, without reading it."""
+    return _backbone_file() is not None
+
+
 def _lpips_backbone() -> dict[str, Tensor] | None:
     """AlexNet's convolutions by torchvision's names, from the file that the variable names or from torch hub's cache."""
-    named = os.environ.get(LPIPS_BACKBONE_VARIABLE)
+    named, path = os.environ.get(LPIPS_BACKBONE_VARIABLE), _backbone_file()
     if named:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -172,13 +186,10 @@ def _lpips_backbone() -> dict[str, Tensor] | None:
             return load_file(named)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{LPIPS_BACKBONE_VARIABLE}: {named} is not a whole safetensors file ({error})") from None
-    from torchvision.models import AlexNet_Weights
-
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
     try:
-        return torch.load(cached, map_location="cpu", weights_only=True) if cached.is_file() else None
+        return None if path is None else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file cut short may be refused by the zip reader, the unpickler, or the disk
-        raise UserError(f"{cached} is not a whole file of AlexNet's weights ({reason(error)}); remove it") from None
+        raise UserError(f"{path} is not a whole file of AlexNet's weights ({reason(error)}); remove it") from None
 
 
 def lpips_network(device: torch.device | str = "cpu") -> nn.Module | None:

@@ -28,8 +28,8 @@ ASKED = ("data", "classifier", "restorers", "seed", "batch_size", "gray_box", "b
 def folder_of(config: EvaluateConfig, parent: Path) -> Path:
     """The folder of an evaluation: named after all that its figures depend on, so that only the same are used again.
 
-    That is what is asked, the contents of the weights and of the test images, the package's source, the libraries' versions and
-    the type of device.
+    That is what is asked, whether LPIPS can be measured, the contents of the weights and of the test and validation images, the
+    package's source, the libraries' versions and the type of device.
 
     Raises:
         UserError: an unknown network or device, or no such data.
@@ -44,7 +44,7 @@ def folder_of(config: EvaluateConfig, parent: Path) -> Path:
     asked["weights"] = {name: zoo.content_hash(name, built.get(name)) for name in names}
     held_out = datasets.load(config.data.whole(config.validation_images), "validation", seed=config.seed)
     asked["images"] = content_hash(datasets.load(config.data, "test", seed=config.seed), held_out)
-    asked["LPIPS"] = metrics.lpips_network() is not None
+    asked["LPIPS"] = metrics.has_lpips()
     asked |= {"code": code_hash(), "versions": all_versions(), "device": choose_device(config.device).type}
     return parent / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 

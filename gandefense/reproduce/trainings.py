@@ -15,6 +15,7 @@ from gandefense.errors import UserError
 from gandefense.evaluation.measurement import all_versions
 from gandefense.evaluation.records import source_hash
 from gandefense.training import baselines, classifier, gan, trn
+from gandefense.training.run import arithmetic
 from gandefense.training.state import choose_device
 from gandefense.weights_io import load_weights
 
@@ -100,7 +101,8 @@ def folder_of(config: Any, recipe: str, parent: Path) -> Path:
     weights = [zoo.content_hash(name) for name in _networks(values)]
     if "classifier" in asked:
         asked["classifier"] = "…"  # its weights count, not where they lie
-    made_by = {"code": code_hash(), "versions": all_versions(), "device": choose_device(config.run.device).type}
+    device = choose_device(config.run.device)
+    made_by = {"code": code_hash(), "versions": all_versions(), "device": device.type, **arithmetic(config, device)}
     asked = {"recipe": Path(recipe).name, "config": asked, "weights": weights, **made_by}
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     return parent / f"{Path(recipe).stem}-{key}"

@@ -21,7 +21,7 @@ from gandefense.data import datasets
 from gandefense.data.batches import augmentation, batch_indices, to_float
 from gandefense.errors import UserError
 from gandefense.evaluation.metrics import LPIPS_SMALLEST, lpips_network
-from gandefense.precision import autocast, resolved
+from gandefense.precision import autocast
 from gandefense.restorers.discriminator import Discriminator, discriminator_loss, generator_loss, r1_penalty
 from gandefense.restorers.gan import GANNetworks, GANRestorer
 from gandefense.training.batch_norm import synchronised
@@ -108,7 +108,6 @@ def _train(config: GANConfig, device: torch.device) -> Path:
     optimiser = torch.optim.Adam(networks.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), lr=options.discriminator_rate, betas=(0.0, 0.99))
     made_from = provenance(teacher, images, validation) | begun
-    made_from |= resolved(device, {"run.precision": config.run.precision, "attacked.precision": config.attacked.precision})
     with open_run("gan", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")

@@ -133,6 +133,7 @@ def check(config: GANConfig) -> None:
             "train.learning_rate": config.train.learning_rate,
             "train.discriminator_rate": config.train.discriminator_rate,
             "distil.learning_rate": config.distil.learning_rate,
+            "adapt.learning_rate": config.adapt.learning_rate,
             "train.random_step_eps": config.train.random_step_eps,
             "distil.temperature": config.distil.temperature,
             "adapt.own_eps": config.adapt.own_eps,

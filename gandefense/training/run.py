@@ -24,9 +24,10 @@ from gandefense.files import (
     remove_leftovers,
     write_text,
 )
+from gandefense.precision import resolved
 from gandefense.training import checkpoint
 from gandefense.training.run_log import RunLog
-from gandefense.training.state import Means, random_states, require, restore_random_states
+from gandefense.training.state import Means, choose_device, random_states, require, restore_random_states
 from gandefense.training.stopping import StopRequest
 from gandefense.weights_io import save_weights
 
@@ -269,6 +270,14 @@ def check_settings(settings: RunConfig) -> None:
     require(counts={f"run.{name}": getattr(settings, name) for name in ("log_every", "image_every", "checkpoint_every")})
 
 
+def arithmetic(config: Any, device: torch.device) -> dict[str, str]:
+    """What the precisions of a training's config come to on a device, by name; "auto" is not the same on every machine."""
+    named = {"run.precision": config.run.precision}
+    if hasattr(config, "attacked"):
+        named["attacked.precision"] = config.attacked.precision
+    return resolved(device, named)
+
+
 def open_run(kind: str, config: Any, settings: RunConfig, resume: str | None, made_from: dict[str, str] | None = None) -> Run:
     """A new run, or the existing one that `resume` names; under torchrun the first process's for all.
 
@@ -278,12 +287,13 @@ def open_run(kind: str, config: Any, settings: RunConfig, resume: str | None, ma
         settings: its `run`.
         resume: a run folder, or None.
         made_from: a fingerprint of everything that the config names but does not hold: data, a classifier's weights. They
-            are kept in config.yaml, and a run does not go on with others.
+            are kept in config.yaml, with the arithmetic of this device, and a run does not go on with others.
 
     Raises:
         UserError: no such run, one that another process is at work on, or one that was made from something else.
     """
     runs: list[Run] = []
+    made_from = {**(made_from or {}), **arithmetic(config, choose_device(settings.device))}
 
     def first() -> str:
         begin = Run.start if not resume else functools.partial(Run.resume, resume)

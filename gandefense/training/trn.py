@@ -17,7 +17,7 @@ from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import at_once, batch_indices, pieces, to_float
 from gandefense.errors import UserError
-from gandefense.precision import autocast, resolved
+from gandefense.precision import autocast
 from gandefense.restorers.cached_maps import CachedMaps, cached_maps
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
 from gandefense.restorers.trn import TRNRestorer, TwoStreamRestorationNetwork
@@ -180,7 +180,6 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     network = synchronised(network, device)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
     made_from = provenance(classifier, images, validation) | begun
-    made_from |= resolved(device, {"run.precision": config.run.precision, "attacked.precision": config.attacked.precision})
     made_from |= {
         f"the other classifier {name}": fingerprint(other) for name, other in zip(names[1:], classifiers[1:], strict=True)
     }

@@ -208,6 +208,19 @@ def test_what_a_randomised_network_happens_to_get_wrong_at_first_is_attacked_too
     assert found.changed.sum() >= ROWS - 2, "one pass would have left out a third of them"
 
 
+@pytest.mark.parametrize("name", ["fab", "fab-t"])
+def test_fab_attacks_all_that_its_first_pass_found_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own second pass would leave out a third of these."""
+
+    def brighter(self: FABAttack_PT, x: Tensor, y: Tensor, **_: object) -> Tensor:
+        attacked = self._get_predicted_label(x) == y
+        return torch.where(attacked.view(-1, 1, 1, 1), x + 0.08, x)
+
+    monkeypatch.setattr(FABAttack_PT, "attack_single_run", brighter)
+    images, labels = torch.full((ROWS, 1, 4, 4), 0.5), torch.zeros(ROWS, dtype=torch.int64)
+    assert attack(Wavering(), images, labels, AttackSpec(name, eps=24 / 255)).changed.sum() >= ROWS - 2
+
+
 def test_a_network_that_gives_the_same_answer_twice_is_asked_no_more() -> None:
     asked = []
     network, images = small_cnn(nn.Tanh), torch.rand(5, 3, 6, 6)

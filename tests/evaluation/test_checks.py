@@ -53,11 +53,11 @@ FOUND = [
     (checks.white_above_gray("trn", figure(501), figure(500)), True, "no bound"),
     (checks.white_above_gray("trn", figure(400), figure(500)), False, "helps the attacker"),
     (checks.white_above_gray("trn", figure(500), figure(500)), False, "made no difference"),
-    (checks.white_above_gray("trn", figure(400), None), False, "no worst cases of one budget"),
+    (checks.white_above_gray("trn", figure(400), None), False, "no worst case of the budget"),
     (checks.black_beats_white("trn", figure(100), figure(200)), True, "gradients are masked"),
     (checks.black_beats_white("trn", figure(198), figure(200)), False, "no more harm"),
     (checks.black_beats_white("trn", figure(400), figure(200)), False, "keeps 40.0 % under the black_box attacks and 20.0 %"),
-    (checks.black_beats_white("trn", figure(400), None), False, "no worst cases of one budget"),
+    (checks.black_beats_white("trn", figure(400), None), False, "no worst case of the budget"),
     (checks.suspiciously_high("trn", figure(151), adversarial=False), True, "15.1 % in its worst white_box case: suspiciously"),
     (checks.suspiciously_high("trn", figure(150), adversarial=False), False, "not suspiciously high"),
     (checks.suspiciously_high("trn", figure(500), adversarial=True), False, "trained adversarially"),
@@ -156,7 +156,7 @@ def test_run_picks_the_right_rows() -> None:
     }
 
 
-def test_worst_cases_of_different_budgets_are_not_compared() -> None:
+def test_who_knows_the_defence_is_not_compared_with_who_may_change_more() -> None:
     """A larger budget does more harm, whoever has it."""
     rows = [row("trn", threat, "pgd", 300, undefended=0) for threat in ("gray_box", "black_box", "white_box")]
 
@@ -166,7 +166,8 @@ def test_worst_cases_of_different_budgets_are_not_compared() -> None:
         found = checks.run({"rows": rows, "worst_case": {"trn": worst, "none": worst}})
         return {entry["name"]: entry["fired"] for entry in found if "box" in entry["name"]}
 
-    assert fired(0.3) == {"white_box_above_gray_box": True, "black_box_beats_white_box": True}
+    for white in (0.3, 0.4):  # who knows the defence and may change more must not do less harm
+        assert fired(white) == {"white_box_above_gray_box": True, "black_box_beats_white_box": True}
     assert fired(8 / 255) == {"white_box_above_gray_box": False, "black_box_beats_white_box": False}
 
 

@@ -119,10 +119,10 @@ def test_what_was_measured_without_lpips_or_with_other_thresholds_is_not_used_ag
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str
 ) -> None:
     config = resolve(None, rivals.classifier_settings(RivalsConfig(device="cpu"), "cifar10/classifier"))
-    monkeypatch.setattr(metrics, "lpips_network", lambda *_: None)
+    monkeypatch.setattr(metrics, "has_lpips", lambda: False)
     before = evaluations.folder_of(config, tmp_path)
     if change == "LPIPS":
-        monkeypatch.setattr(metrics, "lpips_network", lambda *_: torch.nn.Identity())
+        monkeypatch.setattr(metrics, "has_lpips", lambda: True)
     else:
         config.validation_images -= 1
     assert evaluations.folder_of(config, tmp_path) != before

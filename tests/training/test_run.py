@@ -15,10 +15,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from gandefense import precision
 from gandefense.config import RunConfig, build
 from gandefense.errors import UserError
 from gandefense.training import state as training_state
-from gandefense.training.run import Run, check_finite, open_run
+from gandefense.training.gan_config import GANConfig
+from gandefense.training.run import Run, arithmetic, check_finite, open_run
 from gandefense.training.state import Means, choose_device, exponential_average, seed_everything
 from gandefense.weights_io import load_weights
 
@@ -323,6 +325,18 @@ def test_devices() -> None:
     if not torch.backends.mps.is_available():
         with pytest.raises(UserError, match="no Metal device"):
             choose_device("mps")
+
+
+def test_a_run_is_not_gone_on_with_in_another_arithmetic(config: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    """precision: auto is bf16 on one machine and float32 on the next."""
+    monkeypatch.setattr(precision, "_computes_bf16", lambda device: False)
+    assert list(arithmetic(GANConfig(), torch.device("cpu")).values()) == ["float32", "float32"], "of the attacked set, too"
+    made = open_run("example", config, config.run, None)
+    made.close()
+    open_run("example", config, config.run, str(made.folder)).close()
+    monkeypatch.setattr(precision, "_computes_bf16", lambda device: True)
+    with pytest.raises(UserError, match=r"what run\.precision comes to on this device changed since this run was started"):
+        open_run("example", config, config.run, str(made.folder))
 
 
 def test_open_run_makes_or_opens(config: Example, capsys: pytest.CaptureFixture[str]) -> None:
