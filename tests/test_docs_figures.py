@@ -92,6 +92,26 @@ def test_figures_of_unseen_attacks_in_the_readme_are_those_of_the_results() -> N
     assert len(controls) == 5 and f"leave {min(controls):.1f} to {max(controls):.1f} % (n = 1,000" in readme
 
 
+def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
+    made = results("trn-ablation")
+    readme = text_of("README.md")
+
+    def mean(streams: str) -> str:
+        figure = made["variants"][streams]["pgd"]
+        return spanned({"accuracy": figure["mean"], "ci95": figure["ci95"]})
+
+    def gain(over: str, key: str) -> str:
+        figure = made["differences"][f"both − {over}"][key]
+        return f"{signed(figure['mean'])} points [{', '.join(signed(end) for end in figure['ci95'])}]"
+
+    assert {variant["parameters"] for variant in made["variants"].values()} == {267_075}
+    kept = f"{mean('both')} under gray_box PGD-20 at 8/255 with image and maps, {mean('image')} with the image alone"
+    assert f"{kept} and {mean('maps')} with the maps alone" in readme
+    assert f"the maps add {gain('image', 'pgd')} there and {gain('image', 'clean')} on clean images" in readme
+    page = text_of("docs/reproducing-the-papers.md")
+    assert f"both − image {gain('image', 'pgd')} under PGD-20, both − maps {gain('maps', 'pgd')}, three seeds" in page
+
+
 def test_figures_of_fashion_mnist_in_the_readme_are_those_of_the_results() -> None:
     made = results("fashion_mnist_quick")
     readme = text_of("README.md")
