@@ -11,7 +11,7 @@ from gandefense.attacks.spec import AttackSpec
 from gandefense.attacks.suite import attack, predict
 from gandefense.attacks.victim import ASKED
 from gandefense.errors import UserError
-from tests.helpers.networks import small_cnn
+from tests.helpers.networks import Wavering, small_cnn
 
 
 class Wrapped(nn.Module):
@@ -133,3 +133,10 @@ def test_the_networks_own_complaint_is_heard(images: Tensor) -> None:
     network = small_cnn(nn.Tanh)
     with pytest.raises(UserError, match="no such images"):
         attack(Complains(network), images, predict(network, images), AttackSpec("hopskipjump"))
+
+
+def test_an_image_that_happens_to_be_wrong_is_no_start_of_its_own() -> None:
+    noise = torch.rand(48, 1, 4, 4) * 0.2
+    images = 0.5 + noise - noise.mean((1, 2, 3), keepdim=True)  # all of one brightness, which is all that the network sees
+    start, exists = hopskipjump._starts(Wavering(), images, torch.zeros(48, dtype=torch.int64))
+    assert exists.all() and ((start - images).flatten(1).abs().amax(1) > 0).all()
