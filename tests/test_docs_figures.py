@@ -131,6 +131,14 @@ def test_figures_of_fashion_mnist_in_the_readme_are_those_of_the_results() -> No
     bare = f"{100 * known['undefended_accuracy']:.1f} % {interval({'ci95': known['undefended_ci95']})}"
     assert f"PGD-20 through `detached` leaves {spanned(known)}, of the classifier alone {bare}. " in readme
     assert any(check["name"] == "suspiciously_high" and check["fired"] for check in made["checks"])
+    stronger = results("fashion_mnist_white_box")
+    first, worst = (
+        next(row for row in stronger["rows"] if row["view"] == "detached" and not row["survivors"]),
+        {name: entry["white_box"] for name, entry in stronger["worst_case"].items()},
+    )
+    left = f"from {100 * first['accuracy']:.0f} to {spanned(worst['fashion_mnist/trn'])}, the classifier alone keeps"
+    assert f"take what PGD-20 left {left} {spanned(worst['none'])} (" in readme and first["n"] == 100
+    assert f"and {spanned(worst['fashion_mnist/trn'])} of 100 images" in text_of("docs/reproducing-the-papers.md")
 
 
 def test_figures_of_another_victim_in_the_readme_are_those_of_the_results() -> None:
