@@ -34,15 +34,6 @@ def resolve(device: torch.device, precision: str) -> str:
     return precision
 
 
-def resolved(device: torch.device, named: dict[str, str]) -> dict[str, str]:
-    """What precisions by their config keys come to on a device, so that a run is not gone on with in another arithmetic.
-
-    Raises:
-        UserError: an unknown precision.
-    """
-    return {f"what {key} comes to on this device": resolve(device, precision) for key, precision in named.items()}
-
-
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """bf16 autocast, or none when `precision` comes to float32; raises UserError for an unknown one."""
     return torch.autocast(device.type, torch.bfloat16, enabled=resolve(device, precision) == "bf16")

@@ -24,7 +24,7 @@ from gandefense.files import (
     remove_leftovers,
     write_text,
 )
-from gandefense.precision import resolved
+from gandefense.precision import resolve
 from gandefense.training import checkpoint
 from gandefense.training.run_log import RunLog
 from gandefense.training.state import Means, choose_device, random_states, require, restore_random_states
@@ -275,7 +275,7 @@ def arithmetic(config: Any, device: torch.device) -> dict[str, str]:
     named = {"run.precision": config.run.precision}
     if hasattr(config, "attacked"):
         named["attacked.precision"] = config.attacked.precision
-    return resolved(device, named)
+    return {f"what {key} comes to on this device": resolve(device, precision) for key, precision in named.items()}
 
 
 def open_run(kind: str, config: Any, settings: RunConfig, resume: str | None, made_from: dict[str, str] | None = None) -> Run:
