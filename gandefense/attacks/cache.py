@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gandefense.attacks.drawn_back import drawn_back
 from gandefense.attacks.suite import AttackSpec, attack, check_spec
 from gandefense.data.batches import at_once, content_hash, to_float
 from gandefense.data.datasets import Images
@@ -41,6 +42,9 @@ class AttackedSetConfig:
     labels: list[str] = field(default_factory=lambda: ["true"])  # see AttackSpec.labels; taken in turn after the budgets
     seed: int = 0  # of the choice of images and of the attacks
     precision: str = "auto"  # of the classifier while it is attacked (training data only; evaluation attacks in float32)
+    nearer: float = 0.0  # share of the attacked rows that is drawn back towards the clean image, most of them near the boundary
+    transfer: list[str] = field(default_factory=list)  # classifiers that some rows are attacked on instead, in turn by chunks
+    transfer_share: float = 0.0  # of the attacked rows
 
 
 class _Autocast(nn.Module):
@@ -105,6 +109,11 @@ def plan(config: AttackedSetConfig, size: int = 32) -> tuple[int, list[AttackSpe
                     if spec.norm == "l2":
                         raise UserError(f"attacked.attacks: {name} has an L2 budget, attacked.budgets are those of every pixel")
                     check_spec(spec)
+    for key, share in (("nearer", config.nearer), ("transfer_share", config.transfer_share)):
+        if not 0 <= share <= 1:
+            raise UserError(f"attacked.{key} is a share between 0 and 1, got {share}")
+    if bool(config.transfer) != (config.transfer_share > 0):
+        raise UserError("attacked.transfer, a list of classifiers, and attacked.transfer_share above 0 go together")
     if config.precision not in PRECISIONS:
         raise UserError(f"attacked.precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, got {config.precision!r}")
     chunk_size = max(1, min(at_once(size, CHUNK), config.rows // len(config.attacks)))
@@ -169,6 +178,31 @@ def code_digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def _chunk(
+    classifier: nn.Module,
+    networks: Sequence[nn.Module],
+    clean: Tensor,
+    labels: Tensor,
+    spec: AttackSpec | None,
+    config: AttackedSetConfig,
+    chunk: int,
+) -> Tensor:
+    """The attacked images (B, C, H, W) of a chunk: on networks[0], some of them on one of the others, some drawn back."""
+    if spec is None:
+        return clean
+    seed, own, others = config.seed + chunk, networks[0], networks[1:]
+    draws = torch.rand(2, len(clean), generator=torch.Generator().manual_seed(seed)).to(clean.device)
+    foreign = draws[0] < (config.transfer_share if others else 0)
+    attacked = clean.clone()
+    for chosen, network in ((~foreign, own), (foreign, others[chunk % len(others)] if others else own)):
+        if chosen.any():
+            attacked[chosen] = attack(network, clean[chosen], labels[chosen], spec, seed=seed).images
+    back = ~foreign & (draws[1] < config.nearer)
+    if back.any():
+        attacked[back] = drawn_back(classifier, clean[back], attacked[back], labels[back], seed=seed)
+    return attacked
+
+
 def attacked_set(
     classifier: nn.Module,
     images: Images,
@@ -177,6 +211,7 @@ def attacked_set(
     device: torch.device,
     root: str | None = None,
     name: str = "set",
+    transfer: Sequence[nn.Module] = (),
 ) -> AttackedSet:
     """Open the attacked set of a classifier, making it first where it is missing or incomplete.
 
@@ -189,13 +224,17 @@ def attacked_set(
         device: to attack on.
         root: the data root; the set lies in its sub-folder `attacked`.
         name: begins the set's folder name.
+        transfer: the classifiers of `config.transfer`, in its order, in eval mode.
 
     Raises:
         UserError: an unknown attack, an empty list, or a folder that cannot be written.
     """
     chunk_size, specs = plan(config, images.images.shape[-1])
     config = replace(config, precision=resolve(device, config.precision))
-    key = fingerprint(classifier, asdict(config), content_hash(images), made_with(), *own_sources(classifier))
+    if len(transfer) != len(config.transfer):
+        raise UserError("attacked.transfer is for training TRN; leave it empty here")
+    others = [[fingerprint(other), *own_sources(other)] for other in transfer]
+    key = fingerprint(classifier, asdict(config), content_hash(images), made_with(), *own_sources(classifier), *others)
     folder = data_root(root) / "attacked" / f"{name}-{key}"
     generator = torch.Generator().manual_seed(config.seed)
     copies = -(-config.rows // len(images.labels))
@@ -209,12 +248,11 @@ def attacked_set(
                 os.utime(folder)
             if not done.all():
                 write_text(folder / "config.json", json.dumps(asdict(config), indent=2))
-            network = _Autocast(classifier, enabled=config.precision == "bf16")
+            networks = [_Autocast(each, enabled=config.precision == "bf16") for each in (classifier, *transfer)]
             for chunk, rows in remaining_chunks(config.rows, chunk_size, done, "attacked set"):
                 clean = to_float(images.images[source[rows]].to(device))
                 labels = images.labels[source[rows]].to(device)
-                spec = specs[chunk]
-                result = clean if spec is None else attack(network, clean, labels, spec, seed=config.seed + chunk).images
+                result = _chunk(classifier, networks, clean, labels, specs[chunk], config, chunk)
                 attacked[rows] = result.cpu().numpy().astype(np.float16)
                 attacked.flush()
     except OSError as error:

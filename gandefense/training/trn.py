@@ -158,7 +158,8 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     if len(set(names)) < len(names):
         raise UserError(f"others lists a classifier twice, or the defended one: {', '.join(names)}")
     classifiers = [zoo.load_classifier(name).to(device, memory_format=torch.channels_last) for name in names]
-    for name, victim in zip(names, classifiers, strict=True):
+    transfer = [zoo.load_classifier(name).to(device, memory_format=torch.channels_last) for name in config.attacked.transfer]
+    for name, victim in zip([*names, *config.attacked.transfer], [*classifiers, *transfer], strict=True):
         zoo.try_out(name, victim, data, device)
     classifier = classifiers[0]
     with distributed.first_before_others():
@@ -183,6 +184,10 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     made_from |= {
         f"the other classifier {name}": fingerprint(other) for name, other in zip(names[1:], classifiers[1:], strict=True)
     }
+    made_from |= {
+        f"the classifier of transferred examples {name}": fingerprint(other)
+        for name, other in zip(config.attacked.transfer, transfer, strict=True)
+    }
     with open_run("trn", config, config.run, config.resume, made_from) as run:
         if run.finished:
             print(f"this run is finished: {run.folder / 'model.safetensors'}")
@@ -194,7 +199,7 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
         learnt: list[Learnt] = []
         with distributed.first_before_others():
             for victim in classifiers:
-                attacked = attacked_set(victim, images, config.attacked, **place, name=f"{data.name}-train")
+                attacked = attacked_set(victim, images, config.attacked, **place, name=f"{data.name}-train", transfer=transfer)
                 maps = cached_maps(victim, attacked, len(data.classes), device=device, precision=precision, top_k=top_k)
                 learnt.append(Learnt(victim, attacked, maps))
             held_out = attacked_set(classifier, validation, small, **place, name=f"{data.name}-validation")
