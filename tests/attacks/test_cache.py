@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gandefense.attacks import cache
 from gandefense.attacks.cache import AttackedSet, AttackedSetConfig, attacked_set, fingerprint, own_sources
-from gandefense.attacks.suite import AttackSpec
+from gandefense.attacks.suite import AttackSpec, predict
 from gandefense.data.batches import Images
 from gandefense.errors import UserError
 from tests.helpers.networks import small_cnn
@@ -42,11 +42,17 @@ def classifier() -> nn.Sequential:
 def make(classifier: nn.Module, images: Images, tmp_path: Path) -> Callable[..., AttackedSet]:
     """An attacked set of six chunks (the last of two rows), with changes to its config."""
 
-    def make(network: nn.Module = classifier, data: Images = images, root: Path = tmp_path, **changes: object) -> AttackedSet:
+    def make(
+        network: nn.Module = classifier,
+        data: Images = images,
+        root: Path = tmp_path,
+        transferred_from: Sequence[nn.Module] = (),
+        **changes: object,
+    ) -> AttackedSet:
         options = {"rows": 22, "attacks": ["fgsm", "pgd", "none"], "budgets": [EPS], "steps": 2, "precision": "float32"}
-        return attacked_set(
-            network, data, AttackedSetConfig(**{**options, **changes}), device=torch.device("cpu"), root=str(root), name="set"
-        )
+        config = AttackedSetConfig(**{**options, **changes})
+        place = {"device": torch.device("cpu"), "root": str(root), "name": "set"}
+        return attacked_set(network, data, config, **place, transfer=transferred_from)
 
     return make
 
@@ -127,6 +133,40 @@ def test_every_budget_is_respected(make: Callable, images: Images) -> None:
     assert _all(attacked).max() <= 1
 
 
+def test_a_share_of_the_rows_is_drawn_back_and_the_rest_is_as_without(
+    make: Callable, classifier: nn.Module, images: Images
+) -> None:
+    options = {"rows": 160, "attacks": ["pgd", "none"], "budgets": [0.2]}
+    whole, some, every = (_all(make(**options, nearer=share)) for share in (0.0, 0.5, 1.0))
+    labels = images.labels[make(**options).source]
+    clean = _clean(make(**options), images)
+    could = (predict(classifier, whole) != labels) & (predict(classifier, clean) == labels)
+    moved = {name: (rows != whole).flatten(1).any(1) for name, rows in (("some", some), ("every", every))}
+    assert could.sum() >= 20
+    assert torch.equal(moved["every"], could)
+    assert 0.2 < (moved["some"][could]).float().mean() < 0.8
+    back = moved["some"]
+    assert ((some - clean)[back].flatten(1).norm(dim=1) < (whole - clean)[back].flatten(1).norm(dim=1)).all()
+    assert (predict(classifier, some)[back] != labels[back]).float().mean() > 0.9, "float16 may round one back over the boundary"
+
+
+def test_a_share_of_the_rows_is_attacked_on_other_classifiers_in_turn(make: Callable, classifier: nn.Module) -> None:
+    others = [small_cnn(nn.ReLU, seed=seed) for seed in (1, 2)]
+    names = {"transfer": ["one", "two"], "transfer_share": 0.5}
+    options = {"rows": 64, "attacks": ["fgsm"]}
+    own = _all(make(**options))
+    theirs = [_all(make(other, **options)) for other in others]
+    mixed = _all(make(**options, **names, transferred_from=others))
+    foreign = (mixed != own).flatten(1).any(1)
+    assert 0.2 < foreign.float().mean() < 0.8
+    for row in foreign.nonzero()[:, 0].tolist():
+        assert torch.equal(mixed[row], theirs[row // CHUNK % 2][row])
+    swapped = make(**options, **names, transferred_from=others[::-1])
+    assert not torch.equal(_all(swapped), mixed), "other weights under the same names are another set"
+    with pytest.raises(UserError, match=r"attacked\.transfer is for training TRN"):
+        make(**options, **names)
+
+
 def test_a_set_is_made_once(make: Callable, calls: list[AttackSpec]) -> None:
     first = make()
     assert [spec.attack for spec in calls] == ["fgsm", "pgd", "fgsm", "pgd"]
@@ -204,6 +244,10 @@ def test_a_fingerprint_tells_names_values_and_parts_apart() -> None:
         ({"attacks": ["pgd", "pgd-l2"]}, "pgd-l2 has an L2 budget"),
         ({"labels": ["guessed"]}, "labels must be true, predicted or random_target"),
         ({"steps": 0}, "steps and restarts must be at least 1"),
+        ({"nearer": 1.5}, "attacked.nearer is a share between 0 and 1, got 1.5"),
+        ({"transfer_share": -0.1}, "attacked.transfer_share is a share between 0 and 1, got -0.1"),
+        ({"transfer_share": 0.1}, "attacked.transfer, a list of classifiers, and attacked.transfer_share above 0 go together"),
+        ({"transfer": ["one"]}, "attacked.transfer, a list of classifiers, and attacked.transfer_share above 0 go together"),
         ({"precision": "float16"}, "precision must be auto, bf16 or float32, got 'float16'"),
     ],
 )

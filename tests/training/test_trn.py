@@ -119,6 +119,19 @@ def test_several_classifiers_take_turns_each_with_its_own_goals(
         train(config)
 
 
+def test_rows_attacked_on_another_classifier_are_learnt_from(settings: Callable[..., TRNConfig], tmp_path: Path) -> None:
+    config = settings("transferred", steps=1)
+    tensors, about = load_weights(Path(config.classifier))
+    other = tmp_path / "other.safetensors"
+    save_weights(other, {name: tensor.flip(0) if "head" in name else tensor for name, tensor in tensors.items()}, about)
+    config.attacked.nearer, config.attacked.transfer, config.attacked.transfer_share = 0.5, [str(other)], 0.5
+    folder = train(config).parent
+    assert f"the classifier of transferred examples {other}" in (folder / "config.yaml").read_text(encoding="utf-8")
+    config.attacked.transfer = ["nobody/nothing"]
+    with pytest.raises(UserError, match="nobody/nothing"):
+        train(config)
+
+
 @pytest.mark.parametrize(
     ("start", "width", "expected"),
     [
