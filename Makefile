@@ -24,7 +24,7 @@ demo: $(STAMP)  ## a short real training, then both defences measured on real CI
 	@$(RUN) tools/demo.py
 
 test: $(STAMP)  ## the whole test suite, a process per core (at most 4); PYTEST_ADDOPTS="-m 'not slow'" leaves out the slow ones
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## style: ruff's rules and its formatting
 	@$(VENV)/bin/python -m ruff check .

@@ -175,8 +175,8 @@ def _runs(folder: Path) -> None:
     options = {
         "run": RunConfig(folder=str(folder / "made"), device="cpu", precision="float32"),
         "classifier": str(folder / "classifier.safetensors"),
-        "attacked": AttackedSetConfig(rows=256, attacks=["fgsm"]),
-        "validation_rows": 256,
+        "attacked": AttackedSetConfig(rows=24, attacks=["fgsm"]),
+        "validation_rows": 24,
     }
     trn = trn_training.TRNConfig(**options, network=trn_training.TRNNetworkConfig(width=8, blocks=1))
     gan = GANConfig(**options, distil=StudentConfig(steps=0), network=GANNetworkConfig(width=8))

@@ -94,6 +94,8 @@ NOT_RUN: dict[str, str] = {
         "needs CelebA, which nobody may pass on; tests/tools/test_celeba.py runs them on drawn faces",
     ),
 }
+MAKERS = tuple(f"tools/{name}.py" for name in ("evaluate", "train_classifier", "train_trn", "train_gan", "train_joint"))
+RUN_ALREADY: set[tuple[str, ...]] = set()  # what MAKERS were asked for on any page, but for where they put it
 BEGINNINGS = r"(?:python tools/|python -m |torchrun |tensorboard |\.venv/bin/tensorboard |make |pip )"  # of those within text
 
 
@@ -214,6 +216,24 @@ def tool(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[li
     READY.update(rivals)
 
 
+def asked_before(line: list[str], page: Path) -> bool:
+    """Whether another page's command, or one above, asked the same tool for the same, and nothing here needs its output.
+
+    What goes on with a folder of the page's own is always run.
+    """
+    settings = dict(word.split("=", 1) for word in line if "=" in word)
+    output = settings.pop("output", None)
+    rest = {f"{key}={value}" for key, value in settings.items() if key != "run.name"}
+    if line[0] not in MAKERS or "resume" in settings or any("=runs/" in word for word in rest):
+        return False
+    if output and any(output in text for kind, text in steps(page) if kind == "python" or f"output={output}" not in text):
+        return False
+    asked = (line[0], *(word for word in line[1:] if "=" not in word), *sorted(rest))
+    known = asked in RUN_ALREADY
+    RUN_ALREADY.add(asked)
+    return known
+
+
 def play(page: Path, folder: Path, tool: Callable[[list[str]], object], capsys: pytest.CaptureFixture[str], slow: bool) -> int:
     """Run a page's commands that are slow, or all others and its Python; gives how many were run."""
     done = 0
@@ -230,6 +250,8 @@ def play(page: Path, folder: Path, tool: Callable[[list[str]], object], capsys: 
             exec(compile(cheap, page.name, "exec"), scope)
         else:
             line = words(text)
+            if asked_before(line, page):
+                continue
             status = tool(line)
             said = capsys.readouterr()
             assert status == 0, f"{page.name}: {text}\nrun as: {shlex.join(line)}\n{said.out[-2000:]}{said.err[-2000:]}"

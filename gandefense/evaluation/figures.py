@@ -53,7 +53,7 @@ def png(picture: Tensor) -> bytes:
 
     pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", optimize=True)
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=6)
     return file.getvalue()
 
 

@@ -15,10 +15,10 @@ from gandefense.attacks.suite import AttackSpec, attack
 from gandefense.config import DataConfig
 from gandefense.data import datasets, sources
 from gandefense.data.batches import to_float
-from gandefense.evaluation import calibration
+from gandefense.evaluation import calibration, metrics
 from gandefense.evaluation.metrics import wilson_interval
 
-IMAGES = 128  # half of what tools/calibrate.py measures, to be done in half the time
+IMAGES = 64  # a quarter of what tools/calibrate.py measures, to be done in a quarter of the time
 EPS = calibration.EPS
 
 pytestmark = [
@@ -28,6 +28,12 @@ pytestmark = [
         reason="CIFAR-10 is not here",
     ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure of its own, with tests of its own."""
+    monkeypatch.setattr(metrics, "lpips_network", lambda *_: None)
 
 
 def measure(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -79,7 +85,7 @@ def test_autopgd_is_that_of_the_library_called_directly(name: str, steps: int) -
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
     network = zoo.load_classifier("cifar10/adversarial-small")
-    images, labels = some(IMAGES)
+    images, labels = some(32)
     ours = attack(network, images, labels, AttackSpec(name, eps=EPS, steps=steps), seed=3)
     kind, own = (APGDAttack, {"loss": "ce"}) if name == "apgd-ce" else (APGDAttack_targeted, {"n_target_classes": 9})
     theirs = kind(network, n_iter=steps, norm="Linf", n_restarts=1, eps=EPS, seed=3, device="cpu", **own)
@@ -94,7 +100,7 @@ def test_an_independent_library_agrees_on_trn() -> None:
     """torchattack's PGD on the whole defence as a plain module leaves what ours leaves, within the interval."""
     torchattack = pytest.importorskip("torchattack")
     defended = gandefense.load("cifar10/trn")
-    images, labels = some(32)
+    images, labels = some(16)
     steps, eps = 3, 2 / 255
     theirs = torchattack.PGD(defended, eps=eps, steps=steps, alpha=eps / 2, device=torch.device("cpu"))(images, labels)
     ours = attack(defended.view("exact"), images, labels, AttackSpec("pgd", eps=eps, steps=steps, step_size=eps / 2), seed=0)

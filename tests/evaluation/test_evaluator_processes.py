@@ -64,15 +64,14 @@ def test_killed_and_started_again_ends_with_the_same_table(
     records = len(list(whole.glob("records/*/*.safetensors")))
 
     command = [sys.executable, *TOOL, str(on_disk), f"output={killed}"]
-    for share in (0.2, 0.6):  # killed twice, in different places
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 120
-        while len(list(killed.glob("records/*/*.safetensors"))) < share * records and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
-        assert not (killed / "results.json").exists()
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(list(killed.glob("records/*/*.safetensors"))) < 0.4 * records and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
+    assert not (killed / "results.json").exists()
     done = python(*command[1:], **environment)
     assert done.returncode == 0, done.stderr
     assert without_timings(results_of(killed)) == without_timings(results_of(whole))

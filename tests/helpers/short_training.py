@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -18,6 +19,13 @@ from gandefense.weights_io import save_weights
 
 def tiny_classifier() -> nn.Module:
     """A tiny classifier that was trained on the small CIFAR-10 for a second."""
+    network = classifiers.build("tiny", datasets.describe("cifar10"))
+    network.load_state_dict(_tiny_weights())
+    return network
+
+
+@functools.cache
+def _tiny_weights() -> dict[str, Tensor]:
     torch.manual_seed(0)
     network, data = classifiers.build("tiny", datasets.describe("cifar10")), datasets.load(DataConfig(), "train")
     optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
@@ -27,7 +35,7 @@ def tiny_classifier() -> nn.Module:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return network
+    return network.state_dict()
 
 
 def classifier_file(folder: Path) -> Path:

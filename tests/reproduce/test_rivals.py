@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,17 @@ def test_what_was_measured_without_lpips_or_with_other_thresholds_is_not_used_ag
     assert evaluations.folder_of(config, tmp_path) != before
 
 
+def shortened(settings: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """The same attacks in fewer steps and queries."""
+
+    def short(*words: Any) -> dict[str, Any]:
+        made = settings(*words)
+        few = {name: {"steps": 2} for name in ("universal", "apgd-ce")} | {"autoattack": {"steps": 2, "queries": 5}}
+        return {**made, "gray_box": [dataclasses.replace(entry, **few.get(entry.attack, {})) for entry in made["gray_box"]]}
+
+    return short
+
+
 def test_the_tool_measures_writes_and_uses_again(
     tool: Callable,
     networks: Networks,  # noqa: F811
@@ -138,6 +150,8 @@ def test_the_tool_measures_writes_and_uses_again(
     monkeypatch.setattr(cost, "LEAST_REPEATS", 1)
     monkeypatch.setattr(metrics, "lpips_network", lambda *_: None)
     monkeypatch.setattr(rival_pictures, "IMAGES", 8)
+    monkeypatch.setattr(rivals, "classifier_settings", shortened(rivals.classifier_settings))
+    monkeypatch.setattr(rivals, "restorer_settings", shortened(rivals.restorer_settings))
     words = [
         "rivals",
         "data.limit=6",

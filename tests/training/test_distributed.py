@@ -97,17 +97,18 @@ def _log(run: Path, name: str) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RECIPES)
 def test_two_processes_end_with_the_weights_of_one(
-    kind: str, recipes: dict[str, Path], tmp_path: Path, python: Callable, _small_root: Path
+    kind: str, recipes: dict[str, Path], tmp_path: Path, python: Callable, tool: Callable, small_cifar10: Path
 ) -> None:
-    words = {"still": (1, *STILL[kind]), "one": (1,), "two": (2,)}
-    for name, (count, *changes) in words.items():
-        done = python(
-            *_command(count, kind, recipes[kind], f"run.folder={tmp_path / name}", *changes), GANDEFENSE_DATA=_small_root
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("run folder:") == done.stdout.count("weights:") == 1, "the first process alone speaks"
+    together = _command(2, kind, recipes[kind], f"run.folder={tmp_path / 'two'}")
+    done = python(*together, GANDEFENSE_DATA=small_cifar10)
+    ended = {"two": (done.returncode, done.stdout, done.stderr)}
+    for name, changes in (("still", STILL[kind]), ("one", ())):
+        ended[name] = tool(f"train_{kind}", recipes[kind], f"run.folder={tmp_path / name}", *changes)
+    for name, (status, out, err) in ended.items():
+        assert status == 0, err
+        assert out.count("run folder:") == out.count("weights:") == 1, "the first process alone speaks"
         assert [path.name for path in (tmp_path / name).iterdir()] == ["00000-run"]
-    still, one, two = (_parts(tmp_path / name / "00000-run") for name in words)
+    still, one, two = (_parts(tmp_path / name / "00000-run") for name in ("still", "one", "two"))
     for name in one:
         moved = (one[name] - still[name]).norm()
         assert moved > 0
@@ -124,7 +125,7 @@ def test_two_processes_end_with_the_weights_of_one(
 def test_a_process_that_dies_ends_the_run_which_goes_on_by_two_or_by_one(
     recipes: dict[str, Path], tmp_path: Path, python: Callable, _small_root: Path
 ) -> None:
-    long = [recipes["trn"], "train.steps=30", "run.checkpoint_every=5"]
+    long = [recipes["trn"], "train.steps=15", "run.checkpoint_every=5"]
     whole = python(*_command(2, "trn", *long, f"run.folder={tmp_path / 'whole'}"), GANDEFENSE_DATA=_small_root)
     assert whole.returncode == 0, whole.stderr
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GANDEFENSE_DATA": str(_small_root)}
@@ -201,14 +202,13 @@ def test_a_users_mistake_is_told_once(recipes: dict[str, Path], tmp_path: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["trn", "gan"])
 def test_accumulated_gradients_train_as_whole_batches_do(
-    kind: str, recipes: dict[str, Path], tmp_path: Path, python: Callable, _small_root: Path
+    kind: str, recipes: dict[str, Path], tmp_path: Path, tool: Callable, small_cifar10: Path
 ) -> None:
     phase = ["distil.steps=0"] if kind == "gan" else []  # the student has batch norms
     words = {"still": STILL[kind], "whole": (), "pieces": ("train.accumulate=3",)}
     for name, changes in words.items():
-        command = _command(1, kind, recipes[kind], f"run.folder={tmp_path / name}", *phase)
-        done = python(*command, *changes, GANDEFENSE_DATA=_small_root)
-        assert done.returncode == 0, done.stderr
+        status, _, err = tool(f"train_{kind}", recipes[kind], f"run.folder={tmp_path / name}", *phase, *changes)
+        assert status == 0, err
     still, whole, pieces = (_parts(tmp_path / name / "00000-run") for name in words)
     for name in set(whole) - {"student"}:
         assert (whole[name] - pieces[name]).norm() < APART * (whole[name] - still[name]).norm(), name

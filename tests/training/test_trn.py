@@ -347,7 +347,7 @@ def test_a_killed_run_resumes_to_bit_identical_weights(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"classifier: {settings('unused').classifier}\n"
-        "attacked: {rows: 512, attacks: [fgsm, none], budgets: [8/255]}\nvalidation_rows: 512\n"
+        "attacked: {rows: 64, attacks: [fgsm, none], budgets: [8/255]}\nvalidation_rows: 16\n"
         "network: {width: 8, blocks: 1}\ntrain: {steps: 120, batch_size: 16, ema_decay: 0.9}\n"
         "run: {device: cpu, precision: float32, log_every: 5, image_every: 60, checkpoint_every: 20, seed: 4}\n",
         encoding="utf-8",
