@@ -31,8 +31,28 @@ def uniform_unit(images: Tensor, level: float) -> Tensor:
     return (images + level * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
 
 
+def blocks_unit(images: Tensor, level: float) -> Tensor:
+    """Rectangles of +`level` or −`level`, drawn for each and each channel, on [0, 1] images (B, C, H, W), clipped to [0, 1].
+
+    Their height and width are a power of two each, from 1 to the image's, drawn for every image, and so is where the grid of
+    them begins: noise of every fineness, squares and stripes among it.
+    """
+    count, channels, height, width = images.shape
+    signs = torch.randint(0, 2, (count, channels, height + 1, width + 1), device=images.device).to(images.dtype) * 2 - 1
+    lines = []
+    for size in (height, width):
+        side = 2 ** torch.randint(0, size.bit_length(), (count, 1), device=images.device)
+        begin = (torch.rand(count, 1, device=images.device) * side).long()
+        lines.append((torch.arange(size, device=images.device) + begin) // side)
+    rows, columns = lines[0][:, None, :, None], lines[1][:, None, None, :]
+    image = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
+    return (images + level * signs[image, channel, rows, columns]).clamp(0, 1)
+
+
 NOISES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "gaussian[-1,1]": gaussian_signed,
     "gaussian[0,1]": gaussian_unit,
     "uniform[0,1]": uniform_unit,
+    "blocks[0,1]": blocks_unit,
 }
