@@ -32,6 +32,25 @@ def test_uniform_noise_is_bounded() -> None:
     assert 0.249 < noise.abs().max() <= 0.25 + 1e-6
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 20), (1, 5)])
+def test_blocks_are_rectangles_of_full_strength_of_many_sizes(height: int, width: int) -> None:
+    grey = torch.full((64, 2, height, width), 0.5)
+    signs = ((NOISES["blocks[0,1]"](grey, 0.25) - grey) / 0.25).round(decimals=4)
+    assert signs.unique().tolist() == [-1.0, 1.0]
+    for size, axis in ((height, 2), (width, 3)):
+        borders = (signs.diff(dim=axis) != 0).any(dim=5 - axis).any(dim=1)  # (64, size - 1): between two lines, somewhere
+        sides = set()
+        for image in borders:
+            places = image.nonzero()[:, 0]
+            gaps = places.diff()
+            if len(gaps) > 3:
+                sides.add(int(gaps.min()))
+                assert (gaps % gaps.min() == 0).all(), "a grid, some of whose borders lie between equal signs"
+        assert size < 20 or sides >= {1, 2, 4}
+    assert abs(signs.mean().item()) < 0.2
+    assert not torch.equal(signs[:, 0], signs[:, -1]), "every channel has rectangles of its own"
+
+
 @pytest.mark.parametrize("name", NOISES)
 def test_noise_is_clipped(name: str) -> None:
     images = torch.rand(4, 3, 32, 32)
