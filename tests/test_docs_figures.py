@@ -112,6 +112,17 @@ def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
     assert f"both − image {gain('image', 'pgd')} under PGD-20, both − maps {gain('maps', 'pgd')}, three seeds" in page
 
 
+def test_figures_of_fusion_blocks_are_those_of_the_table() -> None:
+    made = results("trn-blocks")
+    points = {point["blocks"]: point for point in made["points"]}
+    page = text_of("docs/reproducing-the-papers.md")
+    first, last = (f"{100 * points[blocks]['pgd']['mean']:.1f} %" for blocks in (1, 8))
+    assert list(points) == [1, 2, 4, 8] and f"PGD-20 leaves {first} with one block, {last} with eight" in page
+    spans = [seed["pgd"]["ci95"] for point in points.values() for seed in point["seeds"]]
+    assert len(spans) == 4 and max(low for low, _ in spans) < min(high for _, high in spans), "overlapping, one seed each"
+    assert f"{points[1]['parameters']:,} parameters with one block and {points[8]['parameters']:,} with eight" in page
+
+
 def test_figures_of_fashion_mnist_in_the_readme_are_those_of_the_results() -> None:
     made = results("fashion_mnist_quick")
     readme = text_of("README.md")
