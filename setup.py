@@ -38,6 +38,6 @@ setup(
         "plots": plots,
         "fid": fid,
         "export": export,
-        "dev": [*plots, *fid, *export, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "torchattack>=1.7"],
+        "dev": [*plots, *fid, *export, "pytest>=8", "pytest-xdist>=3.8", "hypothesis>=6.100", "ruff>=0.6", "torchattack>=1.7"],
     },
 )

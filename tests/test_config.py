@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -158,7 +159,8 @@ def test_round_trip_through_a_dictionary() -> None:
     assert config.build(Example, config.to_dict(built)) == built
 
 
-SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "classifier").glob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "configs" / "classifier").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -168,3 +170,24 @@ def test_shipped_classifier_configs_fit_their_schema(path: Path) -> None:
 
     given = ["start=RUN_FOLDER"] if "start: ???" in path.read_text(encoding="utf-8") else []  # of second stages
     assert config.load(ClassifierConfig, path, given).architecture in CLASSIFIERS
+
+
+TRN_RECIPES = sorted((ROOT / "configs" / "trn").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", TRN_RECIPES, ids=lambda path: path.stem)
+def test_shipped_trn_configs_fit_their_schema(path: Path) -> None:
+    from gandefense.attacks.cache import plan
+    from gandefense.training.trn import TRNConfig
+
+    given = ["start=RUN_FOLDER"] if "start: ???" in path.read_text(encoding="utf-8") else []
+    assert plan(config.load(TRNConfig, path, given).attacked, transfers=True)[1]
+
+
+def test_the_card_of_trn_wide_holds_the_recipe_of_its_config() -> None:
+    from gandefense.training.trn import TRNConfig
+
+    card = json.loads((ROOT / "gandefense/weights/cifar10/trn-wide.json").read_text(encoding="utf-8"))["recipe"]
+    recipe = config.to_dict(config.load(TRNConfig, ROOT / "configs/trn/cifar10_trn_wide.yaml"))
+    for part in ("attacked", "network", "train", "start", "classifier"):
+        assert card[part] == recipe[part], part

@@ -216,22 +216,21 @@ def tool(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[li
     READY.update(rivals)
 
 
-def asked_before(line: list[str], page: Path) -> bool:
-    """Whether another page's command, or one above, asked the same tool for the same, and nothing here needs its output.
+def asked_for(line: list[str], page: Path) -> tuple[str, ...] | None:
+    """What a command asks one of MAKERS for, wherever it puts it; None where the page itself needs that, or gave it a folder.
 
-    What goes on with a folder of the page's own is always run.
+    Whoever asked for the same has tested it: on another page, or further up.
     """
     settings = dict(word.split("=", 1) for word in line if "=" in word)
     output = settings.pop("output", None)
     rest = {f"{key}={value}" for key, value in settings.items() if key != "run.name"}
-    if line[0] not in MAKERS or "resume" in settings or any("=runs/" in word for word in rest):
-        return False
-    if output and any(output in text for kind, text in steps(page) if kind == "python" or f"output={output}" not in text):
-        return False
+    if line[0] not in MAKERS or any("runs/" in word for word in line[1:] if not word.startswith("output=")):
+        return None
+    for made, word in ((output, f"output={output}"), (settings.get("run.name"), f"run.name={settings.get('run.name')}")):
+        if made and any(made in text for kind, text in steps(page) if kind == "python" or word not in text):
+            return None
     asked = (line[0], *(word for word in line[1:] if "=" not in word), *sorted(rest))
-    known = asked in RUN_ALREADY
-    RUN_ALREADY.add(asked)
-    return known
+    return asked
 
 
 def play(page: Path, folder: Path, tool: Callable[[list[str]], object], capsys: pytest.CaptureFixture[str], slow: bool) -> int:
@@ -250,11 +249,14 @@ def play(page: Path, folder: Path, tool: Callable[[list[str]], object], capsys: 
             exec(compile(cheap, page.name, "exec"), scope)
         else:
             line = words(text)
-            if asked_before(line, page):
+            asked = asked_for(line, page)
+            if asked in RUN_ALREADY:
                 continue
             status = tool(line)
             said = capsys.readouterr()
             assert status == 0, f"{page.name}: {text}\nrun as: {shlex.join(line)}\n{said.out[-2000:]}{said.err[-2000:]}"
+            if asked:
+                RUN_ALREADY.add(asked)
         done += 1
     if "attacked" in scope:  # the attacks of docs/your-own-parts.md did something, within their budget
         assert not torch.equal(scope["attacked"], scope["images"])
@@ -275,6 +277,17 @@ def test_slow_commands_run(name: str, folder: Path, tool: Callable) -> None:
     before = {path: path.stat().st_mtime for path in (ROOT / "docs" / "images").iterdir()}
     assert tool(words(f"python {name}")) == 0
     assert {path: path.stat().st_mtime for path in (ROOT / "docs" / "images").iterdir()} == before
+
+
+def test_only_what_was_asked_for_elsewhere_and_is_not_needed_here_counts_as_run(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```sh\npython tools/report.py runs/read\n```\n```python\nprint('00000-loaded')\n```\n", encoding="utf-8")
+    command = ["tools/evaluate.py", "configs/a.yaml", "limit=2"]
+    assert asked_for([*command, "output=runs/one"], page) == asked_for(["tools/evaluate.py", "limit=2", "configs/a.yaml"], page)
+    assert asked_for([*command, "output=runs/one"], page) != asked_for([*command[:2], "limit=3", "output=runs/one"], page)
+    mine = ("output=runs/read", "restorers=[runs/00000-tiny]", "resume=runs/00000-tiny", "runs/00000-tiny", "run.name=loaded")
+    assert [asked_for([*command, word], page) for word in mine] == [None] * 5
+    assert asked_for(["tools/publish.py", "a"], page) is None
 
 
 def test_every_command_is_run_or_says_why_not() -> None:

@@ -42,9 +42,9 @@ class AttackedSetConfig:
     labels: list[str] = field(default_factory=lambda: ["true"])  # see AttackSpec.labels; taken in turn after the budgets
     seed: int = 0  # of the choice of images and of the attacks
     precision: str = "auto"  # of the classifier while it is attacked (training data only; evaluation attacks in float32)
-    nearer: float = 0.0  # share of the attacked rows that is drawn back towards the clean image, most of them near the boundary
-    transfer: list[str] = field(default_factory=list)  # classifiers that some rows are attacked on instead, in turn by chunks
-    transfer_share: float = 0.0  # of the attacked rows
+    nearer: float = 0.0  # share of what broke the classifier that is drawn back to between there and the decision boundary
+    transfer: list[str] = field(default_factory=list)  # training TRN alone: classifiers that some rows are attacked on instead
+    transfer_share: float = 0.0  # of the attacked rows; which of the classifiers is drawn for a chunk
 
 
 class _Autocast(nn.Module):
@@ -89,15 +89,16 @@ class AttackedSet:
         return flags[chosen // self.chunk]
 
 
-def plan(config: AttackedSetConfig, size: int = 32) -> tuple[int, list[AttackSpec | None]]:
+def plan(config: AttackedSetConfig, size: int = 32, *, transfers: bool = False) -> tuple[int, list[AttackSpec | None]]:
     """How many rows share an attack, and the attack of every chunk of rows; None for clean rows.
 
     Args:
         config: what is asked for.
         size: height and width of the images.
+        transfers: whether rows may be attacked on other classifiers.
 
     Raises:
-        UserError: an empty list, an unknown attack, a value out of range.
+        UserError: an empty list, an unknown attack, a value out of range, `config.transfer` where that is not for it.
     """
     if not config.attacks or not config.budgets or not config.labels or config.rows < 1:
         raise UserError("an attacked set needs at least one attack, one budget, one kind of labels and one row")
@@ -112,6 +113,8 @@ def plan(config: AttackedSetConfig, size: int = 32) -> tuple[int, list[AttackSpe
     for key, share in (("nearer", config.nearer), ("transfer_share", config.transfer_share)):
         if not 0 <= share <= 1:
             raise UserError(f"attacked.{key} is a share between 0 and 1, got {share}")
+    if config.transfer and not transfers:
+        raise UserError("attacked.transfer is for training TRN; leave it empty here")
     if bool(config.transfer) != (config.transfer_share > 0):
         raise UserError("attacked.transfer, a list of classifiers, and attacked.transfer_share above 0 go together")
     if config.precision not in PRECISIONS:
@@ -190,16 +193,18 @@ def _chunk(
     """The attacked images (B, C, H, W) of a chunk: on networks[0], some of them on one of the others, some drawn back."""
     if spec is None:
         return clean
-    seed, own, others = config.seed + chunk, networks[0], networks[1:]
-    draws = torch.rand(2, len(clean), generator=torch.Generator().manual_seed(seed)).to(clean.device)
-    foreign = draws[0] < (config.transfer_share if others else 0)
+    seed, generator = config.seed + chunk, torch.Generator().manual_seed(2**32 + config.seed + chunk)
+    draws = torch.rand(3, len(clean), generator=generator)
+    whose = 1 + int(torch.randint(max(1, len(networks) - 1), (), generator=generator))  # drawn, as attacks come in turn
+    foreign = (draws[0] < config.transfer_share).to(clean.device)
     attacked = clean.clone()
-    for chosen, network in ((~foreign, own), (foreign, others[chunk % len(others)] if others else own)):
+    for chosen, network in ((~foreign, networks[0]), (foreign, networks[whose] if len(networks) > 1 else None)):
         if chosen.any():
             attacked[chosen] = attack(network, clean[chosen], labels[chosen], spec, seed=seed).images
-    back = ~foreign & (draws[1] < config.nearer)
+    back = ~foreign & (draws[1] < config.nearer).to(clean.device)
     if back.any():
-        attacked[back] = drawn_back(classifier, clean[back], attacked[back], labels[back], seed=seed)
+        draw = draws[2].to(clean.device)[back]
+        attacked[back] = drawn_back(classifier, clean[back], attacked[back], labels[back], draw)
     return attacked
 
 
@@ -227,12 +232,13 @@ def attacked_set(
         transfer: the classifiers of `config.transfer`, in its order, in eval mode.
 
     Raises:
-        UserError: an unknown attack, an empty list, or a folder that cannot be written.
+        UserError: an unknown attack, an empty list, a value out of range, or a folder that cannot be written.
+        ValueError: as many classifiers in `transfer` as `config.transfer` names are needed, no more and no fewer.
     """
-    chunk_size, specs = plan(config, images.images.shape[-1])
+    chunk_size, specs = plan(config, images.images.shape[-1], transfers=bool(transfer))
     config = replace(config, precision=resolve(device, config.precision))
     if len(transfer) != len(config.transfer):
-        raise UserError("attacked.transfer is for training TRN; leave it empty here")
+        raise ValueError(f"{len(config.transfer)} classifiers are named in `config.transfer`, {len(transfer)} are given")
     others = [[fingerprint(other), *own_sources(other)] for other in transfer]
     key = fingerprint(classifier, asdict(config), content_hash(images), made_with(), *own_sources(classifier), *others)
     folder = data_root(root) / "attacked" / f"{name}-{key}"

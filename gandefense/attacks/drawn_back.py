@@ -9,7 +9,7 @@ HALVINGS = 8  # of the line between a clean image and its attacked one, in searc
 
 
 @torch.no_grad()
-def drawn_back(network: nn.Module, clean: Tensor, attacked: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
+def drawn_back(network: nn.Module, clean: Tensor, attacked: Tensor, labels: Tensor, draw: Tensor) -> Tensor:
     """Attacked images moved towards their clean ones, to somewhere between the decision boundary and where they were.
 
     Attacks that spend their whole budget leave the boundary far behind; attacks that stop at the first success, or look for
@@ -21,8 +21,8 @@ def drawn_back(network: nn.Module, clean: Tensor, attacked: Tensor, labels: Tens
         attacked: (B, C, H, W) in [0, 1]; images that the network still answers rightly come back unchanged, as do those
             whose clean image it answers wrongly.
         labels: (B,) int64, true classes.
-        seed: of how far each goes back: of the way from the boundary to the attacked image a share u³, u uniform in [0, 1],
-            so that half of them keep less than an eighth of it.
+        draw: (B,) in [0, 1], how far each stays away from the boundary: of the way from there to the attacked image the share
+            draw³, so that of uniform draws half keep less than an eighth of it.
 
     Returns:
         (B, C, H, W) in [0, 1]. On the line between clean and attacked images the boundary is found by halving, to a 256th.
@@ -40,6 +40,5 @@ def drawn_back(network: nn.Module, clean: Tensor, attacked: Tensor, labels: Tens
         middle = (low + high) / 2
         beyond = wrong(at(middle))
         low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
-    drawn = torch.rand(len(clean), generator=torch.Generator().manual_seed(seed)).to(clean.device)
-    share = high + drawn**3 * (1 - high)
+    share = high + draw**3 * (1 - high)
     return torch.where(moved.view(-1, 1, 1, 1), at(share), attacked)

@@ -1,4 +1,4 @@
-"""Noise levels: the reading of the ISMN paper's "attack level" that its undefended figures fit."""
+"""Noise by its level: Gaussian, which the undefended figures of the ISMN paper's "attack level" fit, and other kinds."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def uniform_unit(images: Tensor, level: float) -> Tensor:
 def blocks_unit(images: Tensor, level: float) -> Tensor:
     """Rectangles of +`level` or −`level`, drawn for each and each channel, on [0, 1] images (B, C, H, W), clipped to [0, 1].
 
-    Their height and width are a power of two each, from 1 to the image's, drawn for every image, and so is where the grid of
-    them begins: noise of every fineness, squares and stripes among it.
+    Their height and width are a power of two each, from 1 up to the largest that fits, drawn for every image, and so is where
+    the grid of them begins: noise of every fineness, squares and stripes among it.
     """
     count, channels, height, width = images.shape
-    signs = torch.randint(0, 2, (count, channels, height + 1, width + 1), device=images.device).to(images.dtype) * 2 - 1
+    signs = torch.randint(0, 2, (count, channels, height, width), device=images.device).to(images.dtype) * 2 - 1
     lines = []
     for size in (height, width):
         side = 2 ** torch.randint(0, size.bit_length(), (count, 1), device=images.device)

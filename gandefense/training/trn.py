@@ -152,11 +152,14 @@ def _train(config: TRNConfig, device: torch.device) -> Path:
     if config.network.top_k is not None and not 1 <= config.network.top_k <= len(data.classes):
         raise UserError(f"network.top_k lies between 1 and the {len(data.classes)} classes, got {config.network.top_k}")
     autocast(device, config.run.precision)
-    plan(config.attacked)
+    plan(config.attacked, transfers=True)
     seed_everything(config.run.seed)
     names = [config.classifier, *config.others]
     if len(set(names)) < len(names):
         raise UserError(f"others lists a classifier twice, or the defended one: {', '.join(names)}")
+    doubled = [name for name in config.attacked.transfer if [*names, *config.attacked.transfer].count(name) > 1]
+    if doubled:
+        raise UserError(f"attacked.transfer lists a classifier twice, or one that is learnt from anyway: {', '.join(doubled)}")
     classifiers = [zoo.load_classifier(name).to(device, memory_format=torch.channels_last) for name in names]
     transfer = [zoo.load_classifier(name).to(device, memory_format=torch.channels_last) for name in config.attacked.transfer]
     for name, victim in zip([*names, *config.attacked.transfer], [*classifiers, *transfer], strict=True):

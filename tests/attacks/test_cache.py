@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_a_share_of_the_rows_is_drawn_back_and_the_rest_is_as_without(
     assert (predict(classifier, some)[back] != labels[back]).float().mean() > 0.9, "float16 may round one back over the boundary"
 
 
-def test_a_share_of_the_rows_is_attacked_on_other_classifiers_in_turn(make: Callable, classifier: nn.Module) -> None:
+def test_a_share_of_the_rows_is_attacked_on_other_classifiers(make: Callable, classifier: nn.Module) -> None:
     others = [small_cnn(nn.ReLU, seed=seed) for seed in (1, 2)]
     names = {"transfer": ["one", "two"], "transfer_share": 0.5}
     options = {"rows": 64, "attacks": ["fgsm"]}
@@ -159,12 +160,29 @@ def test_a_share_of_the_rows_is_attacked_on_other_classifiers_in_turn(make: Call
     mixed = _all(make(**options, **names, transferred_from=others))
     foreign = (mixed != own).flatten(1).any(1)
     assert 0.2 < foreign.float().mean() < 0.8
-    for row in foreign.nonzero()[:, 0].tolist():
-        assert torch.equal(mixed[row], theirs[row // CHUNK % 2][row])
+    same = torch.stack([(mixed == rows).flatten(1).all(1) for rows in theirs])[:, foreign]
+    assert same.any(0).all() and same.sum(1).min() > 3, "each is the work of one of the others, and both are asked"
     swapped = make(**options, **names, transferred_from=others[::-1])
     assert not torch.equal(_all(swapped), mixed), "other weights under the same names are another set"
     with pytest.raises(UserError, match=r"attacked\.transfer is for training TRN"):
         make(**options, **names)
+    with pytest.raises(ValueError, match="2 classifiers are named"):
+        make(**options, **names, transferred_from=others[:1])
+
+
+def test_every_attack_meets_every_other_classifier(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attacks come in turn; classifiers that came in turn with them would always be met by the same ones."""
+    others, met = [small_cnn(nn.ReLU, seed=seed) for seed in (1, 2, 3)], set()
+
+    def noted(network: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, **options: object) -> object:
+        met.add((spec.attack, network.network))
+        return attack(network, images, labels, spec, **options)
+
+    attack = cache.attack
+    monkeypatch.setattr(cache, "attack", noted)
+    attacks = ["fgsm", "ffgsm", "bim", "pgd", "mim", "none"]
+    make(rows=60 * CHUNK, attacks=attacks, transfer=["a", "b", "c"], transfer_share=0.7, transferred_from=others)
+    assert {(name, other) for name in attacks[:5] for other in others} <= met
 
 
 def test_a_set_is_made_once(make: Callable, calls: list[AttackSpec]) -> None:
@@ -180,6 +198,7 @@ def test_a_set_is_made_once(make: Callable, calls: list[AttackSpec]) -> None:
 def test_an_interrupted_set_goes_on_where_it_stopped(
     make: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, calls: list[AttackSpec]
 ) -> None:
+    make = functools.partial(make, nearer=0.5)
     whole = _all(make(root=tmp_path / "whole"))
     attack, asked = cache.attack, []
 
@@ -247,7 +266,7 @@ def test_a_fingerprint_tells_names_values_and_parts_apart() -> None:
         ({"nearer": 1.5}, "attacked.nearer is a share between 0 and 1, got 1.5"),
         ({"transfer_share": -0.1}, "attacked.transfer_share is a share between 0 and 1, got -0.1"),
         ({"transfer_share": 0.1}, "attacked.transfer, a list of classifiers, and attacked.transfer_share above 0 go together"),
-        ({"transfer": ["one"]}, "attacked.transfer, a list of classifiers, and attacked.transfer_share above 0 go together"),
+        ({"transfer": ["one"], "transfer_share": 0.5}, "attacked.transfer is for training TRN"),
         ({"precision": "float16"}, "precision must be auto, bf16 or float32, got 'float16'"),
     ],
 )

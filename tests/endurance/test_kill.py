@@ -10,7 +10,7 @@ import pytest
 
 @pytest.mark.slow
 def test_killed_runs_end_like_undisturbed_ones(python: Callable, tmp_path: Path) -> None:
-    done = python("-m", "tests.endurance.kill", "kills=2", "what=[train_classifier]", "seed=1", f"folder={tmp_path / 'work'}")
+    done = python("-m", "tests.endurance.kill", "kills=2", "what=[train_trn]", "seed=2", f"folder={tmp_path / 'work'}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "2 of 2 killed runs ended like the undisturbed one"
     assert done.stdout.count("→ same in") == 2

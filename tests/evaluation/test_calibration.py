@@ -100,7 +100,7 @@ def test_an_independent_library_agrees_on_trn() -> None:
     """torchattack's PGD on the whole defence as a plain module leaves what ours leaves, within the interval."""
     torchattack = pytest.importorskip("torchattack")
     defended = gandefense.load("cifar10/trn")
-    images, labels = some(16)
+    images, labels = some(32)
     steps, eps = 3, 2 / 255
     theirs = torchattack.PGD(defended, eps=eps, steps=steps, alpha=eps / 2, device=torch.device("cpu"))(images, labels)
     ours = attack(defended.view("exact"), images, labels, AttackSpec("pgd", eps=eps, steps=steps, step_size=eps / 2), seed=0)

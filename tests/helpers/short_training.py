@@ -19,13 +19,16 @@ from gandefense.weights_io import save_weights
 
 def tiny_classifier() -> nn.Module:
     """A tiny classifier that was trained on the small CIFAR-10 for a second."""
-    network = classifiers.build("tiny", datasets.describe("cifar10"))
-    network.load_state_dict(_tiny_weights())
+    data = datasets.describe("cifar10")
+    network = classifiers.build("tiny", data)
+    network.load_state_dict(_tiny_weights(data.validation))
+    torch.manual_seed(0)
     return network
 
 
 @functools.cache
-def _tiny_weights() -> dict[str, Tensor]:
+def _tiny_weights(validation: int) -> dict[str, Tensor]:
+    """Trained once for as many validation images as are kept apart."""
     torch.manual_seed(0)
     network, data = classifiers.build("tiny", datasets.describe("cifar10")), datasets.load(DataConfig(), "train")
     optimiser = torch.optim.Adam(network.parameters(), lr=0.01)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import gandefense
 from gandefense import classifiers, zoo
-from gandefense.attacks.cache import AttackedSetConfig
+from gandefense.attacks.cache import AttackedSet, AttackedSetConfig
 from gandefense.attacks.suite import AttackSpec, attack
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
@@ -119,7 +119,16 @@ def test_several_classifiers_take_turns_each_with_its_own_goals(
         train(config)
 
 
-def test_rows_attacked_on_another_classifier_are_learnt_from(settings: Callable[..., TRNConfig], tmp_path: Path) -> None:
+def test_rows_attacked_on_another_classifier_are_learnt_from(
+    settings: Callable[..., TRNConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacked_set, asked = trn.attacked_set, []
+
+    def noted(*words: object, **options: object) -> AttackedSet:
+        asked.append((options["name"], options.get("transfer", ())))
+        return attacked_set(*words, **options)
+
+    monkeypatch.setattr(trn, "attacked_set", noted)
     config = settings("transferred", steps=1)
     tensors, about = load_weights(Path(config.classifier))
     other = tmp_path / "other.safetensors"
@@ -127,9 +136,14 @@ def test_rows_attacked_on_another_classifier_are_learnt_from(settings: Callable[
     config.attacked.nearer, config.attacked.transfer, config.attacked.transfer_share = 0.5, [str(other)], 0.5
     folder = train(config).parent
     assert f"the classifier of transferred examples {other}" in (folder / "config.yaml").read_text(encoding="utf-8")
-    config.attacked.transfer = ["nobody/nothing"]
-    with pytest.raises(UserError, match="nobody/nothing"):
-        train(config)
+    (_, (theirs,)), (_, none) = asked
+    assert same(theirs.state_dict(), zoo.load_classifier(str(other)).state_dict()) and not none, "not in the validation set"
+    for names in (["nobody/nothing"], [config.classifier], [str(other), str(other)]):
+        config = settings("refused", steps=1)
+        config.attacked.transfer, config.attacked.transfer_share = names, 0.5
+        with pytest.raises(UserError, match=r"nobody/nothing|attacked\.transfer lists a classifier twice"):
+            train(config)
+    assert not Path(config.run.folder).exists()
 
 
 @pytest.mark.parametrize(
@@ -306,6 +320,8 @@ def test_few_validation_rows_leave_no_figure_that_is_no_number(settings: Callabl
         ("data.limit", 0, "data.limit must be at least 1"),
         ("classifier", "nonsense", "unknown network 'nonsense'"),
         ("attacked.precision", "nonsense", "attacked.precision must be auto, bf16 or float32, got 'nonsense'"),
+        ("attacked.nearer", 2.0, "attacked.nearer is a share between 0 and 1, got 2.0"),
+        ("attacked.transfer", ["cifar10/surrogate"], "attacked.transfer_share above 0 go together"),
         ("attacked.attacks", ["fgsm", "nonsense"], "unknown attack 'nonsense'"),
         ("validation_rows", 0, "validation_rows must be at least 1, got 0"),
         ("train.learning_rate", -1.0, "train.learning_rate must be positive, got -1.0"),
