@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gandefense import config
+from gandefense.reproduce import trn_cross_attack
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -20,6 +23,10 @@ def card(name: str) -> dict[str, Any]:
 def text_of(page: str) -> str:
     """A page as one line, so that it does not matter where its lines end."""
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def config_of(table: str) -> trn_cross_attack.TRNCrossAttackConfig:
+    return config.load(trn_cross_attack.TRNCrossAttackConfig, ROOT / "configs" / "reproduce" / f"{table}.yaml")
 
 
 def percent(figure: dict[str, Any]) -> str:
@@ -110,6 +117,22 @@ def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
     assert f"the maps add {gain('image', 'pgd')} there and {gain('image', 'clean')} on clean images" in readme
     page = text_of("docs/reproducing-the-papers.md")
     assert f"both − image {gain('image', 'pgd')} under PGD-20, both − maps {gain('maps', 'pgd')}, three seeds" in page
+
+
+def test_figures_of_training_attacks_are_those_of_the_table() -> None:
+    made = results("trn-cross-attack")
+    page = text_of("docs/reproducing-the-papers.md")
+    rows = {row["trained_on"]: row for row in made["rows"]}
+    attacks = list(rows)
+    assert trn_cross_attack.learnt_nothing(made["rows"], made["no_defence"], attacks) == ["fgsm", "ffgsm", "mim"]
+    assert "trained on FGSM, FFGSM or MIM for 300 steps it leaves" in page and "of five TRNs (300 steps" in page
+    own = " and ".join(f"{100 * rows[name]['trn'][name]['accuracy']:.1f}" for name in ("pgd", "bim"))
+    spread = " and ".join(f"{100 * rows[name]['variation']['trn']:.1f}" for name in ("pgd", "bim"))
+    others = [100 * row["variation"]["adversarial_training"] for row in rows.values()]
+    said = f"keep {own} % under their own attack and spread over {spread} points, the adversarially trained classifiers over "
+    assert f"{said}{min(others):.1f} to {max(others):.1f}:" in page
+    note = trn_cross_attack.table(config_of("trn-cross-attack"), made["rows"], made["no_defence"]).note
+    assert note in (ROOT / "results" / "trn-cross-attack.md").read_text(encoding="utf-8")
 
 
 def test_figures_of_fusion_blocks_are_those_of_the_table() -> None:

@@ -26,6 +26,8 @@ from gandefense.reproduce.trn_tables import (
     variation,
 )
 
+LEAST_GAIN = 0.01  # over the classifier alone, for a TRN to have learnt something
+
 
 @dataclass
 class TRNCrossAttackConfig(TRNTableConfig):
@@ -74,7 +76,7 @@ def run(config: TRNCrossAttackConfig) -> tuple[list[Table], dict[str, Any]]:
             {"trained_on": attack, **pair, "variation": {key: variation(found, config.attacks) for key, found in pair.items()}}
         )
     made = [recipe_of(name) for name in (*classifiers.values(), *trns.values())]
-    tables = [table(config, rows), *(detailed(rows, key, config.attacks) for key in ("adversarial_training", "trn"))]
+    tables = [table(config, rows, bare), *(detailed(rows, key, config.attacks) for key in ("adversarial_training", "trn"))]
     return [*tables, claims_table(claims(rows, config.attacks))], {"no_defence": bare, "rows": rows, "networks": made}
 
 
@@ -93,7 +95,15 @@ def adversarial_note(config: TRNCrossAttackConfig) -> str:
     return f"Every AT: {made.architecture}, {images} training images, {made.train.epochs:g} epochs, {attacks}."
 
 
-def table(config: TRNCrossAttackConfig, rows: list[dict[str, Any]]) -> Table:
+def learnt_nothing(rows: list[dict[str, Any]], bare: dict[str, Any], attacks: list[str]) -> list[str]:
+    """Attacks trained on whose TRN leaves no attack faced more than a point above the classifier alone."""
+    gains = {
+        entry["trained_on"]: max(entry["trn"][name]["accuracy"] - bare[name]["accuracy"] for name in attacks) for entry in rows
+    }
+    return [attack for attack, gain in gains.items() if gain <= LEAST_GAIN]
+
+
+def table(config: TRNCrossAttackConfig, rows: list[dict[str, Any]], bare: dict[str, Any]) -> Table:
     """Both matrices side by side, as in the article."""
     sides = {"adversarial_training": "AT", "trn": "TRN"}
     header = ["trained on"]
@@ -112,6 +122,12 @@ def table(config: TRNCrossAttackConfig, rows: list[dict[str, Any]]) -> Table:
         f"less the lowest over the attacks faced, in points; intervals are below. {recipe_note(config)} "
         f"{adversarial_note(config)}"
     )
+    idle = [TITLES[attack] for attack in learnt_nothing(rows, bare, config.attacks)]
+    if idle:
+        note += (
+            f"\n\nTRN trained on {', '.join(idle)}: nowhere more than a point above the classifier alone. So short a training "
+            "has taught it nothing, and its row tells nothing of TRN, its Variation included."
+        )
     return Table("cross_attack", "Attack trained on × attack faced", note, header, lines)
 
 

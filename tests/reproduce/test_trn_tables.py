@@ -111,6 +111,16 @@ def test_cross_attack(reproduce: Callable, recipes: Recipes, untrained: None) ->
     assert "| trained on | AT: clean | AT: FGSM | AT: BIM | AT: Variation | TRN: clean |" in page
 
 
+def test_a_trn_that_learnt_nothing_is_named() -> None:
+    bare = {"fgsm": {"accuracy": 0.10}, "pgd": {"accuracy": 0.0}}
+    found = {"fgsm": (0.11, 0.0), "pgd": (0.05, 0.02), "bim": (0.3, 0.2), "mim": (0.0, 0.01)}
+    rows = [
+        {"trained_on": name, "trn": {"fgsm": {"accuracy": first}, "pgd": {"accuracy": second}}}
+        for name, (first, second) in found.items()
+    ]
+    assert trn_cross_attack.learnt_nothing(rows, bare, ["fgsm", "pgd"]) == ["fgsm", "mim"]
+
+
 def test_claims_about_training_attacks() -> None:
     rows = [
         {
