@@ -99,6 +99,28 @@ def test_figures_of_unseen_attacks_in_the_readme_are_those_of_the_results() -> N
     assert len(controls) == 5 and f"leave {min(controls):.1f} to {max(controls):.1f} % (n = 1,000" in readme
 
 
+def test_figures_of_trn_wide_in_the_readme_are_those_of_the_results() -> None:
+    made, quick = results("cifar10_unseen_wide"), results("cifar10_quick_wide")
+    readme = text_of("README.md")
+    rows = {(row["title"], row["threat"]): row for row in made["rows"] if row["restorer"] == "cifar10/trn-wide"}
+    usual = {(row["title"], row["view"]): row for row in quick["rows"] if row["restorer"] == "cifar10/trn-wide"}
+
+    def spoken(title: str, threat: str = "gray_box") -> str:
+        return spanned(rows[title, threat])
+
+    said = (
+        f"AutoAttack on its classifier {spoken('autoattack')}, Square {spoken('square-1000')}, another classifier's PGD-20 "
+        f"{spoken('pgd-20', 'black_box')}, DeepFool {spoken('deepfool-50')}, C&W {spoken('cw-30')} (n = 1,000"
+    )
+    assert said in readme
+    before = {row["title"]: row for row in results("cifar10_quick")["rows"] if row["restorer"] == "cifar10/trn"}
+    clean, pgd = (f"{percent(usual[title, 'oblivious'])}" for title in ("clean", "pgd-20"))
+    worst = min(usual[title, "oblivious"]["accuracy"] for title in ("fgsm", "ffgsm", "bim-10", "pgd-20", "mim-10"))
+    assert f"clean images {clean}, PGD-20 {pgd} (`cifar10/trn` {percent(before['pgd-20'])})" in readme
+    assert f"the five usual attacks at least {100 * worst:.1f} %" in readme
+    assert f"PGD-20 through `detached` {spanned(usual['pgd-20', 'detached'])}" in readme
+
+
 def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
     made = results("trn-ablation")
     readme = text_of("README.md")
