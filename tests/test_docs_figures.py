@@ -113,10 +113,10 @@ def test_figures_of_trn_wide_in_the_readme_are_those_of_the_results() -> None:
         f"{spoken('pgd-20', 'black_box')}, DeepFool {spoken('deepfool-50')}, C&W {spoken('cw-30')} (n = 1,000"
     )
     assert said in readme
-    before = {row["title"]: row for row in results("cifar10_quick")["rows"] if row["restorer"] == "cifar10/trn"}
+    before = {(row["restorer"], row["title"], row["view"]): row for row in results("cifar10_quick")["rows"]}
     clean, pgd = (f"{percent(usual[title, 'oblivious'])}" for title in ("clean", "pgd-20"))
     worst = min(usual[title, "oblivious"]["accuracy"] for title in ("fgsm", "ffgsm", "bim-10", "pgd-20", "mim-10"))
-    assert f"clean images {clean}, PGD-20 {pgd} (`cifar10/trn` {percent(before['pgd-20'])})" in readme
+    assert f"clean images {clean}, PGD-20 {pgd} (`cifar10/trn` {percent(before['cifar10/trn', 'pgd-20', 'oblivious'])})" in readme
     assert f"the five usual attacks at least {100 * worst:.1f} %" in readme
     assert f"PGD-20 through `detached` {spanned(usual['pgd-20', 'detached'])}" in readme
 
