@@ -39,15 +39,28 @@ def blocks_unit(images: Tensor, level: float) -> Tensor:
     """
     count, channels, height, width = images.shape
     signs = torch.randint(0, 2, (count, channels, height, width), device=images.device).to(images.dtype) * 2 - 1
+    return (images + level * constant_on(rectangles(images.shape, images.device), signs)).clamp(0, 1)
+
+
+def rectangles(shape: torch.Size, device: torch.device) -> Tensor:
+    """A grid of rectangles for every image of a batch of shape (B, C, H, W): the number of each pixel's, (B, H, W) int64.
+
+    Height and width are a power of two each, drawn for every image, and so is where the grid begins. A rectangle's number is
+    that of one pixel of the image, below H·W.
+    """
+    count, _, height, width = shape
     lines = []
     for size in (height, width):
-        side = 2 ** torch.randint(0, size.bit_length(), (count, 1), device=images.device)
-        begin = (torch.rand(count, 1, device=images.device) * side).long()
-        lines.append((torch.arange(size, device=images.device) + begin) // side)
-    rows, columns = lines[0][:, None, :, None], lines[1][:, None, None, :]
-    image = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
-    channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
-    return (images + level * signs[image, channel, rows, columns]).clamp(0, 1)
+        side = 2 ** torch.randint(0, size.bit_length(), (count, 1), device=device)
+        begin = (torch.rand(count, 1, device=device) * side).long()
+        lines.append((torch.arange(size, device=device) + begin) // side)
+    return lines[0][:, :, None] * width + lines[1][:, None, :]
+
+
+def constant_on(grid: Tensor, values: Tensor) -> Tensor:
+    """Values (B, C, H, W) spread over the rectangles of a grid (B, H, W): each rectangle has the value at its own number."""
+    index = grid.flatten(1)[:, None].expand(-1, values.shape[1], -1)
+    return values.flatten(2).gather(2, index).view(values.shape)
 
 
 NOISES: dict[str, Callable[[Tensor, float], Tensor]] = {

@@ -9,7 +9,8 @@ from gandefense.attacks.noise import NOISES
 from gandefense.errors import UserError
 
 ONE_STEP, MANY_STEPS = ("fgsm", "ffgsm"), ("bim", "pgd", "mim")
-STEPWISE = (*ONE_STEP, *MANY_STEPS)  # one gradient a step; the loss is ours to choose
+COARSE = ("pgd-coarse",)  # many steps on rectangles; bound by its grid, and no measure of what many steps can do
+STEPWISE = (*ONE_STEP, *MANY_STEPS, *COARSE)  # one gradient a step; the loss is ours to choose
 EUCLIDEAN = ("pgd-l2",)  # the same, within an L2 ball
 APGD, FAB = ("apgd-ce", "apgd-dlr", "apgd-t"), ("fab", "fab-t")
 MINIMAL = ("deepfool", "cw")  # look for the smallest perturbation, which is then cut to the budget
@@ -25,6 +26,7 @@ STEP_SHARES = {
     "bim": 0.1,
     "pgd": 0.25,
     "mim": 0.1,
+    "pgd-coarse": 0.25,
     "pgd-l2": 0.25,
     UNIVERSAL: 0.1,
 }  # of eps, where no step size is given
@@ -62,8 +64,8 @@ class AttackSpec:
         step_size: of one step, in pixel units; None takes the attack's usual one (see STEP_SHARES).
         restarts: random starts; an image counts as broken when one of them breaks it.
         labels: what the attacker pushes away from: "true" labels, the classifier's "predicted" ones, or (fgsm, ffgsm, bim,
-            pgd, mim and pgd-l2) towards "random_target" classes. The last two are the controls for label leaking.
-        loss: of these six: "ce"; "margin", which no scale of the logits can blunt; or "joint", against
+            pgd, mim, pgd-coarse and pgd-l2) towards "random_target" classes. The last two are the controls for label leaking.
+        loss: of these seven: "ce"; "margin", which no scale of the logits can blunt; or "joint", against
             a classifier and its detector together. The others have a loss of their own.
         eot: passes over which every gradient is averaged, for randomised networks (EOT, Athalye et al. 2018); under
             autoattack those of APGD.
@@ -105,14 +107,19 @@ class AttackSpec:
         if self.attack not in STEP_SHARES:
             return None
         share = STEP_SHARES[self.attack]
-        if self.attack in (*MANY_STEPS, *EUCLIDEAN, UNIVERSAL):  # few steps must still be able to reach the budget's edge
+        if self.attack in (
+            *MANY_STEPS,
+            *COARSE,
+            *EUCLIDEAN,
+            UNIVERSAL,
+        ):  # few steps must still be able to reach the budget's edge
             share = max(share, 1 / self.steps)
         return self.step_size or share * self.eps
 
     def title(self) -> str:
         """A short name for tables, such as "pgd-20 margin eot-10"; "autoattack" alone is the standard one, uncut."""
         name = self.attack
-        if name in (*MANY_STEPS, *EUCLIDEAN, *APGD, *FAB, *MINIMAL, UNIVERSAL) or (
+        if name in (*MANY_STEPS, *COARSE, *EUCLIDEAN, *APGD, *FAB, *MINIMAL, UNIVERSAL) or (
             name == "autoattack" and self.steps != USUAL_STEPS[name]
         ):
             name += f"-{self.steps}"

@@ -1,4 +1,4 @@
-"""Attacks that take one gradient a step: FGSM, FFGSM, BIM, PGD, MIM and PGD within an L2 ball; losses, EOT and restarts."""
+"""Attacks that take one gradient a step: FGSM, FFGSM, BIM, PGD, MIM, PGD on rectangles and in an L2 ball; losses, EOT, restarts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from foolbox.attacks.gradient_descent_base import normalize_lp_norms, uniform_l2
 from torch import Tensor, nn
 
 from gandefense.attacks.losses import LOSSES
+from gandefense.attacks.noise import constant_on, rectangles
 from gandefense.attacks.spec import AttackSpec
 from gandefense.attacks.victim import away_from, broken, count_classes, is_broken
 from gandefense.errors import UserError
@@ -93,6 +94,25 @@ class MomentumIterative(Steered, fa.LinfMomentumIterativeFastGradientMethod):
         return normalize_lp_norms(gradients, p=1)
 
 
+class CoarseDescent(Steered, fa.LinfPGD):
+    """PGD whose perturbation is constant on the rectangles of a grid, drawn for every image, before it is clipped to [0, 1].
+
+    Coarse as Square's perturbations are, but found by gradients: a step follows the sign of the gradient's sum over a
+    rectangle and channel. No attack of the literature, and weaker than PGD, which no grid binds.
+    """
+
+    def get_random_start(self, x0: ep.Tensor, epsilon: float) -> ep.Tensor:
+        self.grid = rectangles(self.batch, x0.raw.device)[self.rows]
+        noise = ep.uniform(x0, self.batch, -epsilon, epsilon)[self.rows]
+        return x0 + ep.astensor(constant_on(self.grid, noise.raw))
+
+    def normalize(self, gradients: ep.Tensor, *, x: ep.Tensor, bounds: Any) -> ep.Tensor:
+        gradient = gradients.raw
+        index = self.grid.flatten(1)[:, None].expand(-1, gradient.shape[1], -1)
+        sums = torch.zeros_like(gradient).flatten(2).scatter_add_(2, index, gradient.flatten(2)).view(gradient.shape)
+        return ep.astensor(constant_on(self.grid, sums).sign())
+
+
 class EuclideanDescent(Steered, fa.L2PGD):
     """PGD within an L2 ball (Madry et al. 2018), its steps along the gradient itself, from a random point of the ball."""
 
@@ -118,6 +138,8 @@ METHODS: dict[str, Callable[[AttackSpec, torch.Size], Steered]] = {
     "pgd": lambda s, batch: ProjectedGradientDescent(s, batch, steps=s.steps, random_start=True),
     # momentum 1, eps / 10 a step (Dong et al. 2018)
     "mim": lambda s, batch: MomentumIterative(s, batch, steps=s.steps, momentum=1.0),
+    # a random grid and start, eps / 4 a step
+    "pgd-coarse": lambda s, batch: CoarseDescent(s, batch, steps=s.steps, random_start=True),
     # random start, eps / 4 a step
     "pgd-l2": lambda s, batch: EuclideanDescent(s, batch, steps=s.steps, random_start=True),
 }

@@ -24,15 +24,16 @@ from gandefense.evaluation.cells import NO_RESTORER
 class AttackEntry:
     """One attack in a config; see `AttackSpec`."""
 
-    # fgsm, ffgsm, bim, pgd, mim, pgd-l2, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, autoattack, deepfool, cw; square, hopskipjump
-    # (queries); universal (one perturbation for all images, made from validation images); or a noise such as gaussian[-1,1]
+    # fgsm, ffgsm, bim, pgd, mim, pgd-coarse, pgd-l2, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, autoattack, deepfool, cw; square,
+    # hopskipjump (queries); universal (one perturbation for all images, made from validation images); or a noise such as
+    # gaussian[-1,1]
     attack: str = MISSING
     eps: float = 8 / 255  # budget in pixel units of [0, 1] images; of pgd-l2 the perturbation's length; or the noise level
     steps: int | None = None  # gradient steps; null: the usual number (20; apgd-*, fab-*, autoattack, universal 100)
     step_size: float | None = None  # in the units of eps; null: the attack's usual one
     restarts: int = 1  # random starts; an image is broken when one of them breaks it
     labels: str = "true"  # true, or predicted or random_target, the controls for label leaking
-    loss: str = "ce"  # of fgsm, ffgsm, bim, pgd, mim, pgd-l2: ce, margin, or joint (white_box: classifier and detector together)
+    loss: str = "ce"  # of attacks with steps of their own: ce, margin, or joint (white_box: classifier and detector together)
     eot: int = 1  # gradient samples averaged at every step; counts only where the defence is randomised
     queries: int | None = None  # of square and hopskipjump, per image; null: 1,000 (5,000 within autoattack)
     survivors: bool = False  # attack only what stands after those listed before it, of its norm; its accuracy is then cumulative

@@ -45,7 +45,7 @@ OTHERS = {"steps": 7, "step_size": 0.01, "restarts": 2, "loss": "margin", "eot":
         (AttackSpec("pgd", loss="dlr"), "loss must be ce, margin or joint, got 'dlr'"),
         (
             AttackSpec("apgd-ce", loss="margin"),
-            "apgd-ce: loss=margin has no effect; loss is for fgsm, ffgsm, bim, pgd, mim, pgd-l2$",
+            "apgd-ce: loss=margin has no effect; loss is for fgsm, ffgsm, bim, pgd, mim, pgd-coarse, pgd-l2$",
         ),
         (AttackSpec("square", eot=2), "square: eot=2 has no effect; eot is for fgsm, .*, apgd-ce, "),
         (AttackSpec("square", steps=10), "square: steps=10 has no effect; steps is for fgsm, .*, cw$"),
