@@ -112,7 +112,7 @@ class AttackSpec:
             *COARSE,
             *EUCLIDEAN,
             UNIVERSAL,
-        ):  # few steps must still be able to reach the budget's edge
+        ):  # few steps must still reach the budget's edge
             share = max(share, 1 / self.steps)
         return self.step_size or share * self.eps
 
