@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """List the attacked sets and decoded images that were left in the data root, and remove those that nobody has used for some days.
 
-Without remove=true nothing is removed. A set that is removed is made again by the next training that needs it. Sets that
-a training is building at this moment, and folders with other files in them, are left alone.
+Without remove=true nothing is removed. A set that is removed is made again by the next training or evaluation that needs
+it. Sets that a training is building at this moment, and folders with other files in them, are left alone.
 
 usage: python tools/clean_cache.py [older_than=DAYS] [remove=true] [root=FOLDER]
 """
@@ -10,18 +10,22 @@ usage: python tools/clean_cache.py [older_than=DAYS] [remove=true] [root=FOLDER]
 import shutil
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gandefense import config
 from gandefense.command_line import run_tool, split_arguments
 from gandefense.data.sources import data_root
 from gandefense.errors import UserError
+from gandefense.evaluation.kept_attacks import ABOUT
+from gandefense.evaluation.kept_attacks import FOLDER as KEPT
 from gandefense.files import LEFTOVER, LOCK, locked, storing
 
-# sub-folder of the data root → the file that a set in it holds, and all others that it may
+# sub-folder of the data root → the file that a set in it holds, and patterns of all that it may
 SETS = {
     "attacked": ("attacked.npy", {"attacked.npy", "config.json", "done.npy", "maps.npy", "log_norms.npy", LOCK}),
     "decoded": ("images.npy", {"images.npy", "hashes.npy", "done.npy", LOCK}),
+    KEPT: (ABOUT, {ABOUT, "[0-9][0-9][0-9][0-9][0-9].safetensors", LOCK}),
 }
 DAY = 24 * 3600  # seconds
 
@@ -39,7 +43,8 @@ def is_ours(folder: Path) -> bool:
     """Whether a folder holds a set of its parent's kind and nothing else."""
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     main_file, ours = SETS[folder.parent.name]
-    return main_file in names and all(name in ours or LEFTOVER.fullmatch(name) for name in names)
+    known = [name for name in names if LEFTOVER.fullmatch(name) or any(fnmatchcase(name, pattern) for pattern in ours)]
+    return main_file in names and len(known) == len(names)
 
 
 def last_used(folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""Attacks that take one gradient a step: FGSM, FFGSM, BIM, PGD, MIM, PGD on rectangles or in an L2 ball; losses, EOT, restarts."""
+"""Attacks of one gradient a step: FGSM, FFGSM, BIM, PGD, MIM, PGD on rectangles or in an L2 ball; losses, EOT and restarts."""
 
 from __future__ import annotations
 

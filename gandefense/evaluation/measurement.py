@@ -25,6 +25,7 @@ from gandefense.evaluation.cells import (
     curve_cells,
     table_cells,
 )
+from gandefense.evaluation.kept_attacks import KeptAttacks
 from gandefense.evaluation.records import Records, code_hash, prepare_folder
 from gandefense.evaluation.settings import EvaluateConfig
 from gandefense.files import locked, numbered_folder, storing
@@ -100,6 +101,15 @@ class Measurement:
         self.data = datasets.load(config.data, "test", seed=config.seed)
         held_out = replace(config.data, limit=config.validation_images, file=None)
         self.validation = datasets.load(held_out, "validation", seed=config.seed)
+        self.kept = KeptAttacks(
+            self.data.images,
+            content_hash(self.data),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            device=device.type,
+            largest=config.keep_attacked,
+            root=config.data.root,
+        )
         self.count = -(-len(self.data.labels) // config.batch_size)
         self.validation_count = -(-len(self.validation.labels) // config.batch_size)
         self.detectors: dict[str, tuple[float, float]] = {}  # threshold and spread of scores, for the joint attack

@@ -111,6 +111,9 @@ class EvaluateConfig:
     fid: bool = False  # also the FID of attacked and restored images; needs the extra gandefense[fid], and many images
     images: int = 4  # test images shown in the report, per restorer and attack (at most one batch)
     cost_batch_size: int = 100  # images per batch when speed is measured
+    # GB that the attacked images of one attack on the classifier alone may take in the data root, where the next evaluation
+    # finds them; 0 keeps none. One-step attacks, noise, and attacks on your own classifier are always made anew
+    keep_attacked: float = 0.25
 
 
 def resolve(config: EvaluateConfig | str | Path | None, settings: dict[str, Any]) -> EvaluateConfig:
@@ -161,7 +164,14 @@ def check(config: EvaluateConfig) -> None:
             anything listed twice.
     """
     datasets.describe(config.data)
-    for name, low in (("batch_size", 1), ("cost_batch_size", 1), ("images", 0), ("resubmissions", 1), ("validation_images", 1)):
+    for name, low in (
+        ("batch_size", 1),
+        ("cost_batch_size", 1),
+        ("images", 0),
+        ("resubmissions", 1),
+        ("validation_images", 1),
+        ("keep_attacked", 0),
+    ):
         if getattr(config, name) < low:
             raise UserError(f"{name} must be at least {low}, got {getattr(config, name)}")
     if config.data.limit is not None and config.data.limit < 1:

@@ -186,8 +186,20 @@ class Work:
             return self._make(self._network(cell), batch, cell)
         shared = f"{cell.source or NO_RESTORER}/{'query' if cell.view == 'query' else ''}/{spec_key(cell.spec)}"
         if shared not in batch.made:
-            batch.made[shared] = self._make(self._network(cell), batch, cell, key=shared)
+            batch.made[shared] = self._shared(cell, batch, shared)
         return batch.made[shared]
+
+    def _shared(self, cell: Cell, batch: Batch, key: str) -> Tensor:
+        """Images made against a classifier, from an earlier evaluation of the same images where it has left them."""
+        network, kept = self._network(cell), self.measurement.kept
+        keeps = kept.wanted(cell.spec) and not zoo.is_own(cell.source or self.measurement.config.classifier)
+        found = kept.read(network, key, cell.spec, batch.number, batch.images) if keeps else None
+        if found is not None:
+            return found
+        made = self._make(network, batch, cell, key=key).contiguous(memory_format=torch.channels_last)
+        if keeps:
+            kept.write(network, key, cell.spec, batch.number, made)
+        return made
 
     def _make(self, network: nn.Module, batch: Batch, cell: Cell, *, key: str | None = None) -> Tensor:
         """Attacked images (B, C, H, W), with random parts that depend on the cell and the batch alone."""
