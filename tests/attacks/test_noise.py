@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gandefense.attacks.noise import NOISES
+from gandefense.attacks.noise import NOISES, constant_on, rectangles
 
 GREY = torch.full((16, 3, 32, 32), 0.5)  # 49,152 values: a standard deviation's own is 0.3 %
 
@@ -49,6 +49,20 @@ def test_blocks_are_rectangles_of_full_strength_of_many_sizes(height: int, width
         assert size < 20 or sides >= {1, 2, 4}
     assert abs(signs.mean().item()) < 0.2
     assert not torch.equal(signs[:, 0], signs[:, -1]), "every channel has rectangles of its own"
+
+
+def test_a_grids_rectangles_are_filled_with_the_value_at_their_number() -> None:
+    grid = torch.tensor([[[0, 0, 1], [3, 3, 4]]])
+    values = torch.arange(12.0).view(1, 2, 2, 3)
+    assert constant_on(grid, values).tolist() == [[[[0, 0, 1], [3, 3, 4]], [[6, 6, 7], [9, 9, 10]]]]
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 20), (1, 5), (1, 1)])
+def test_rectangles_are_numbered_within_the_image(height: int, width: int) -> None:
+    grid = rectangles(torch.Size([64, 3, height, width]), torch.device("cpu"))
+    assert grid.shape == (64, height, width) and grid.min() == 0 and grid.max() < height * width
+    assert (grid[:, 0, 0] == 0).all()
+    assert len({image.unique().numel() for image in grid}) > 3 or height * width < 32, "grids of many finenesses"
 
 
 @pytest.mark.parametrize("name", NOISES)

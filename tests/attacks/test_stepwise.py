@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gandefense.attacks.noise import rectangles
 from gandefense.attacks.spec import STEPWISE, AttackSpec
 from gandefense.attacks.stepwise import BasicIterative
 from gandefense.attacks.suite import attack, predict
@@ -296,3 +297,37 @@ def test_a_gradient_that_is_no_number_ends_the_attack(name: str) -> None:
 def test_logits_that_are_no_numbers_have_no_class() -> None:
     with pytest.raises(UserError, match="logits contain NaN"):
         predict(lambda images: images.mean((2, 3)) / 0 * 0, torch.rand(2, 3, 4, 4))
+
+
+def test_pgd_coarse_is_constant_on_rectangles_and_its_steps_follow_the_gradient() -> None:
+    """Linear logits, so that the best perturbation is the sign of the weights summed over a rectangle."""
+    torch.manual_seed(0)
+    weights = torch.randn(2, 3 * 8 * 8)
+
+    class Sloped(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1) @ weights.T
+
+    images, labels = torch.full((32, 3, 8, 8), 0.5), torch.zeros(32, dtype=torch.long)
+    attacked = attack(Sloped(), images, labels, AttackSpec("pgd-coarse", eps=0.1, steps=20), seed=3).images
+    torch.manual_seed(3)
+    grid = rectangles(images.shape, images.device)  # the attack's first draw
+    slope = (weights[1] - weights[0]).view(3, 8, 8)
+    for image, numbers in zip(attacked - images, grid, strict=True):
+        for number in numbers.unique():
+            inside = numbers == number
+            for channel in range(3):
+                values = image[channel][inside]
+                assert torch.allclose(values, values[0].expand_as(values))
+                assert values[0].item() == pytest.approx(0.1 * slope[channel][inside].sum().sign().item(), abs=1e-5)
+
+
+def test_pgd_coarse_is_stronger_than_blocks_and_weaker_than_pgd() -> None:
+    torch.manual_seed(0)
+    network, images = small_cnn(nn.Tanh), torch.rand(64, 3, 6, 6)
+    labels = predict(network, images)
+    found = {
+        name: attack(network, images, labels, AttackSpec(name, eps=24 / 255, steps=10)).success.float().mean().item()
+        for name in ("blocks[0,1]", "pgd-coarse", "pgd")
+    }
+    assert found["blocks[0,1]"] < found["pgd-coarse"] < found["pgd"]

@@ -59,6 +59,7 @@ def settings(networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "device": "cpu",
         "gray_box": GRAY,
         "white_box": WHITE,
+        "keep_attacked": 0,  # an attack is made wherever a test counts on it
     }
 
 

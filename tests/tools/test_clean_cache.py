@@ -13,8 +13,10 @@ from PIL import Image
 from torch import nn
 
 from gandefense.attacks.cache import AttackedSetConfig, attacked_set
+from gandefense.attacks.spec import AttackSpec
 from gandefense.data.batches import Images
 from gandefense.data.decoded import decoded
+from gandefense.evaluation.kept_attacks import KeptAttacks
 from gandefense.files import locked
 from tests.helpers.networks import small_cnn
 
@@ -53,6 +55,19 @@ def test_decoded_images_are_sets_too(tmp_path: Path, tool: Callable) -> None:
     decoded([tmp_path / "a.jpg"], size=32, folder=tmp_path / "decoded", name="faces")
     (folder,) = (tmp_path / "decoded").iterdir()
     assert str(folder) in tool("clean_cache", f"root={tmp_path}")[1] and folder.is_dir()
+    status, out, _ = tool("clean_cache", f"root={tmp_path}", "remove=true")
+    assert (status, folder.exists()) == (0, False) and "removed" in out
+
+
+def test_attacked_images_that_evaluations_keep_are_sets_too(tmp_path: Path, tool: Callable) -> None:
+    images = torch.rand(2, 3, 6, 6)
+    kept = KeptAttacks(images, "abc", batch_size=2, seed=0, device="cpu", largest=1, root=str(tmp_path))
+    kept.write(small_cnn(nn.ReLU), "none/pgd", AttackSpec("pgd"), 0, images)
+    (folder,) = (tmp_path / "evaluated").iterdir()
+    assert str(folder) in tool("clean_cache", f"root={tmp_path}")[1] and folder.is_dir()
+    (folder / "thesis.safetensors").write_text("mine", encoding="utf-8")
+    assert "left alone" in tool("clean_cache", f"root={tmp_path}", "remove=true")[1] and folder.is_dir()
+    (folder / "thesis.safetensors").unlink()
     status, out, _ = tool("clean_cache", f"root={tmp_path}", "remove=true")
     assert (status, folder.exists()) == (0, False) and "removed" in out
 
