@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,30 +50,77 @@ def signed(share: float) -> str:
     return f"{100 * share:+.1f}".replace("-", "−")
 
 
-def test_figures_of_other_budgets_in_the_readme_are_those_of_the_results() -> None:
-    made = results("cifar10_budgets")
+def test_the_readme_has_no_interval_that_stands_nowhere_else() -> None:
+    """Outside its tables, which other tests compare with the results, the README repeats what the page of figures has."""
+    readme, page = text_of("README.md"), text_of("docs/measured.md")
+    prose = " ".join(
+        line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if not line.strip().startswith("|")
+    )
+    spans = re.findall(r"\S+ (?:%|points) \[[^\]]+\]", " ".join(prose.split()))
+    assert len(spans) > 5 and not [span for span in spans if span not in page]
+    levels = results("gan-levels")["levels"]
+    noisy = [row["accuracy"] for row in levels if row["reading"] == "gaussian[-1,1]"]
+    kept, behind = (
+        "{:.1f}, {:.1f} and {:.1f} %".format(*(100 * row[column]["accuracy"] for row in noisy))
+        for column in ("cifar10/gan", "GAN + distilled classifier")
+    )
+    assert f"`cifar10/gan` keeps {kept}, and with a distilled classifier behind it {behind}" in readme
+    hidden = [
+        f"{100 * entry['tpr']['0.05']:.1f}"
+        for name in ("cifar10/trn", "cifar10/gan")
+        for entry in results("cifar10_joint")["detection"][name]["attacks"]
+        if entry["threat"] == "white_box"
+    ]
+    assert f"and {' and '.join(hidden)} % of those that aim at classifier and detector together" in readme
+
+
+def test_the_readmes_table_of_unseen_attacks_is_that_of_the_results() -> None:
     readme = text_of("README.md")
+    networks = {"cifar10/trn": "cifar10_unseen", "cifar10/trn-wide": "cifar10_unseen_wide"}
+    named = {
+        "AutoAttack on the classifier": "autoattack",
+        "Square, 1,000 queries": "square-1000",
+        "PGD-20 of another classifier": "pgd-20",
+        "DeepFool, cut to the budget": "deepfool-50",
+        "C&W, cut to the budget": "cw-30",
+    }
+    for said, title in named.items():
+        rows = [
+            next(row for row in results(file)["rows"] if (row["restorer"], row["title"]) == (name, title))
+            for name, file in networks.items()
+        ]
+        alone = {"accuracy": rows[0]["undefended_accuracy"], "ci95": rows[0]["undefended_ci95"]}
+        assert f"| {said} | {' | '.join(in_a_table(row) for row in (alone, *rows))} |" in readme
+    for file in ("cifar10_quick", "cifar10_quick_wide"):
+        known = [row for row in results(file)["rows"] if row["view"] == "detached" and row["restorer"] in networks]
+        assert known and {spanned(row) for row in known} == {"0.0 % [0.0, 0.4]"}
+    assert "Through `detached` PGD-20 leaves neither of them anything: 0.0 % [0.0, 0.4]." in readme
+
+
+def test_figures_of_other_budgets_are_those_of_the_results() -> None:
+    made = results("cifar10_budgets")
+    measured = text_of("docs/measured.md")
 
     def spoken(restorer: str) -> str:
         found = [row for row in made["rows"] if (row["restorer"], row["attack"]) == (restorer, "pgd")]
         first = [f"{100 * row['accuracy']:.1f}" for row in sorted(found, key=lambda row: row["eps"])]
         return f"{', '.join(first[:-1])} and {first[-1]} %"
 
-    assert f"PGD-40 at 2, 4, 8, 12 and 16/255: TRN {spoken('cifar10/trn')}, the GAN {spoken('cifar10/gan')} (" in readme
+    assert f"PGD-40 at 2, 4, 8, 12 and 16/255: TRN {spoken('cifar10/trn')}, the GAN {spoken('cifar10/gan')} (" in measured
     widest = max(
         (row["ci95"][1] - row["ci95"][0]) / 2 for row in made["rows"] if row["attack"] == "pgd" and row["accuracy"] > 0.5
     )
-    assert f"± {100 * widest:.1f} points at most" in readme
+    assert f"± {100 * widest:.1f} points at most" in measured
     detected = {round(255 * entry["eps"]): entry["auroc"] for entry in made["detection"]["cifar10/trn"]["attacks"]}
-    assert f"AUROC {detected[2]:.3f}, at 8/255 {detected[8]:.3f}" in readme
+    assert f"AUROC {detected[2]:.3f}, at 8/255 {detected[8]:.3f}" in measured
     assert min(detected, key=detected.get) == 2
     entries = {round(255 * entry["eps"]): entry for entry in made["detection"]["cifar10/trn"]["attacks"]}
-    assert f"and {100 * entries[2]['tpr']['0.05']:.1f} % of PGD-40's at 2/255 (n = {entries[2]['n']})" in readme
+    assert f"and {100 * entries[2]['tpr']['0.05']:.1f} % of PGD-40's at 2/255 (n = {entries[2]['n']})" in measured
 
 
-def test_figures_of_unseen_attacks_in_the_readme_are_those_of_the_results() -> None:
+def test_figures_of_unseen_attacks_are_those_of_the_results() -> None:
     made = results("cifar10_unseen")
-    readme = text_of("README.md")
+    measured = text_of("docs/measured.md")
     rows = {(row["title"], row["threat"]): row for row in made["rows"] if row["restorer"] == "cifar10/trn"}
 
     def spoken(title: str, threat: str = "gray_box") -> str:
@@ -82,26 +130,26 @@ def test_figures_of_unseen_attacks_in_the_readme_are_those_of_the_results() -> N
         f"AutoAttack on its classifier: {spoken('autoattack')}; Square with 1,000 queries {spoken('square-1000')}; "
         f"PGD-20 of another classifier {spoken('pgd-20', 'black_box')}; DeepFool {spoken('deepfool-50')}; C&W {spoken('cw-30')} ("
     )
-    assert said in readme
+    assert said in measured
     order = [("autoattack", "gray_box"), ("square-1000", "gray_box"), ("pgd-20", "black_box")]
     order += [("deepfool-50", "gray_box"), ("cw-30", "gray_box")]
     alone = [f"{100 * rows[key]['undefended_accuracy']:.1f}" for key in order]
-    assert f"the classifier alone {', '.join(alone[:-1])} and {alone[-1]} %)" in readme
+    assert f"the classifier alone {', '.join(alone[:-1])} and {alone[-1]} %)" in measured
     detected = {entry["title"]: entry["auroc"] for entry in made["detection"]["cifar10/trn"]["attacks"]}
-    assert f"(AUROC {detected['deepfool-50']:.3f} and {detected['cw-30']:.3f})" in readme
+    assert f"(AUROC {detected['deepfool-50']:.3f} and {detected['cw-30']:.3f})" in measured
     met = {entry["title"]: entry for entry in made["detection"]["cifar10/trn"]["attacks"] if entry["threat"] == "gray_box"}
     flagged = [met[title] for title in ("square-1000", "deepfool-50", "cw-30")]
     shares = "{:.1f} % of Square's, {:.1f} % of DeepFool's and {:.1f} % of C&W's".format(
         *(100 * entry["tpr"]["0.05"] for entry in flagged)
     )
-    assert f"TRN's flags {shares} (n = {', '.join(str(entry['n']) for entry in flagged)};" in readme
+    assert f"TRN's flags {shares} (n = {', '.join(str(entry['n']) for entry in flagged)};" in measured
     controls = [100 * row["accuracy"] for (title, _), row in rows.items() if title.endswith("(predicted)")]
-    assert len(controls) == 5 and f"leave {min(controls):.1f} to {max(controls):.1f} % (n = 1,000" in readme
+    assert len(controls) == 5 and f"leave {min(controls):.1f} to {max(controls):.1f} % (n = 1,000" in measured
 
 
-def test_figures_of_trn_wide_in_the_readme_are_those_of_the_results() -> None:
+def test_figures_of_trn_wide_are_those_of_the_results() -> None:
     made, quick = results("cifar10_unseen_wide"), results("cifar10_quick_wide")
-    readme = text_of("README.md")
+    measured = text_of("docs/measured.md")
     rows = {(row["title"], row["threat"]): row for row in made["rows"] if row["restorer"] == "cifar10/trn-wide"}
     usual = {(row["title"], row["view"]): row for row in quick["rows"] if row["restorer"] == "cifar10/trn-wide"}
 
@@ -112,18 +160,20 @@ def test_figures_of_trn_wide_in_the_readme_are_those_of_the_results() -> None:
         f"AutoAttack on its classifier {spoken('autoattack')}, Square {spoken('square-1000')}, another classifier's PGD-20 "
         f"{spoken('pgd-20', 'black_box')}, DeepFool {spoken('deepfool-50')}, C&W {spoken('cw-30')} (n = 1,000"
     )
-    assert said in readme
+    assert said in measured
     before = {(row["restorer"], row["title"], row["view"]): row for row in results("cifar10_quick")["rows"]}
     clean, pgd = (f"{percent(usual[title, 'oblivious'])}" for title in ("clean", "pgd-20"))
     worst = min(usual[title, "oblivious"]["accuracy"] for title in ("fgsm", "ffgsm", "bim-10", "pgd-20", "mim-10"))
-    assert f"clean images {clean}, PGD-20 {pgd} (`cifar10/trn` {percent(before['cifar10/trn', 'pgd-20', 'oblivious'])})" in readme
-    assert f"the five usual attacks at least {100 * worst:.1f} %" in readme
-    assert f"PGD-20 through `detached` {spanned(usual['pgd-20', 'detached'])}" in readme
+    assert (
+        f"clean images {clean}, PGD-20 {pgd} (`cifar10/trn` {percent(before['cifar10/trn', 'pgd-20', 'oblivious'])})" in measured
+    )
+    assert f"the five usual attacks at least {100 * worst:.1f} %" in measured
+    assert f"PGD-20 through `detached` {spanned(usual['pgd-20', 'detached'])}" in measured
 
 
 def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
     made = results("trn-ablation")
-    readme = text_of("README.md")
+    measured = text_of("docs/measured.md")
 
     def mean(streams: str) -> str:
         figure = made["variants"][streams]["pgd"]
@@ -135,8 +185,8 @@ def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
 
     assert {variant["parameters"] for variant in made["variants"].values()} == {267_075}
     kept = f"{mean('both')} under gray_box PGD-20 at 8/255 with image and maps, {mean('image')} with the image alone"
-    assert f"{kept} and {mean('maps')} with the maps alone" in readme
-    assert f"the maps add {gain('image', 'pgd')} there and {gain('image', 'clean')} on clean images" in readme
+    assert f"{kept} and {mean('maps')} with the maps alone" in measured
+    assert f"the maps add {gain('image', 'pgd')} there and {gain('image', 'clean')} on clean images" in measured
     page = text_of("docs/reproducing-the-papers.md")
     assert f"both − image {gain('image', 'pgd')} under PGD-20, both − maps {gain('maps', 'pgd')}, three seeds" in page
 
@@ -168,9 +218,9 @@ def test_figures_of_fusion_blocks_are_those_of_the_table() -> None:
     assert f"{points[1]['parameters']:,} parameters with one block and {points[8]['parameters']:,} with eight" in page
 
 
-def test_figures_of_fashion_mnist_in_the_readme_are_those_of_the_results() -> None:
+def test_figures_of_fashion_mnist_are_those_of_the_results() -> None:
     made = results("fashion_mnist_quick")
-    readme = text_of("README.md")
+    measured = text_of("docs/measured.md")
     rows = {(row["title"], row["view"]): row for row in made["rows"] if row["restorer"] == "fashion_mnist/trn"}
 
     def spoken(title: str, view: str = "oblivious") -> str:
@@ -180,12 +230,12 @@ def test_figures_of_fashion_mnist_in_the_readme_are_those_of_the_results() -> No
     alone = "{:.1f}, {:.1f} and {:.1f} %".format(*(100 * rows[title, "oblivious"]["undefended_accuracy"] for title in attacks))
     bare = f"{percent(made['classifier'])}"
     clean = f"{percent(rows['clean', 'oblivious'])}"
-    assert f"keeps {clean} of clean images right (its classifier alone {bare}), and at 8/255 " in readme
-    assert f"at 8/255 {spoken('fgsm')} under FGSM" in readme
-    assert f"{spoken('pgd-20')} under PGD-20 and {spoken('mim-10')} under MIM-10 (alone {alone})" in readme
+    assert f"keeps {clean} of clean images right (its classifier alone {bare}), and at 8/255 " in measured
+    assert f"at 8/255 {spoken('fgsm')} under FGSM" in measured
+    assert f"{spoken('pgd-20')} under PGD-20 and {spoken('mim-10')} under MIM-10 (alone {alone})" in measured
     known = rows["pgd-20", "detached"]
     bare = f"{100 * known['undefended_accuracy']:.1f} % {interval({'ci95': known['undefended_ci95']})}"
-    assert f"PGD-20 through `detached` leaves {spanned(known)}, of the classifier alone {bare}. " in readme
+    assert f"PGD-20 through `detached` leaves {spanned(known)}, of the classifier alone {bare}. " in measured
     assert any(check["name"] == "suspiciously_high" and check["fired"] for check in made["checks"])
     stronger = results("fashion_mnist_white_box")
     first, worst = (
@@ -193,13 +243,13 @@ def test_figures_of_fashion_mnist_in_the_readme_are_those_of_the_results() -> No
         {name: entry["white_box"] for name, entry in stronger["worst_case"].items()},
     )
     left = f"from {100 * first['accuracy']:.0f} to {spanned(worst['fashion_mnist/trn'])}, the classifier alone keeps"
-    assert f"take what PGD-20 left {left} {spanned(worst['none'])} (" in readme and first["n"] == 100
+    assert f"take what PGD-20 left {left} {spanned(worst['none'])} (" in measured and first["n"] == 100
     assert f"and {spanned(worst['fashion_mnist/trn'])} of 100 images" in text_of("docs/reproducing-the-papers.md")
 
 
-def test_figures_of_another_victim_in_the_readme_are_those_of_the_results() -> None:
+def test_figures_of_another_victim_are_those_of_the_results() -> None:
     made = results("cifar10_other_victim")
-    readme = text_of("README.md")
+    measured = text_of("docs/measured.md")
     rows = {(row["restorer"], row["title"]): row for row in made["rows"]}
 
     def spoken(restorer: str, title: str) -> str:
@@ -208,21 +258,21 @@ def test_figures_of_another_victim_in_the_readme_are_those_of_the_results() -> N
     one, several = "cifar10/trn", "cifar10/trn-several"
     clean = {name: f"{percent(rows[name, 'clean'])}" for name in (one, several)}
     alone = f"{percent(made['classifier'])} without it"
-    assert f"leaves clean images alone ({clean[one]} of them are right, {alone}) and undoes little: " in readme
+    assert f"leaves clean images alone ({clean[one]} of them are right, {alone}) and undoes little: " in measured
     worst = {name: f"{percent(made['worst_case'][name]['gray_box'])} in the gray_box worst case" for name in clean}
-    assert f"undoes little: {spoken(one, 'pgd-40')} under PGD-40 at 8/255, {spoken(one, 'mim-20')} under MIM-20, " in readme
-    assert f"{spoken(one, 'mim-20')} under MIM-20, {worst[one]}. " in readme
+    assert f"undoes little: {spoken(one, 'pgd-40')} under PGD-40 at 8/255, {spoken(one, 'mim-20')} under MIM-20, " in measured
+    assert f"{spoken(one, 'mim-20')} under MIM-20, {worst[one]}. " in measured
     control = spoken(several, "pgd-40 (predicted)")
-    assert f"{clean[several]} clean, {spoken(several, 'pgd-40')} under PGD-40, {control} with the predicted label" in readme
-    assert f"instead of the true one, {spoken(several, 'mim-20')} under MIM-20, {worst[several]} (n = 1,000" in readme
+    assert f"{clean[several]} clean, {spoken(several, 'pgd-40')} under PGD-40, {control} with the predicted label" in measured
+    assert f"instead of the true one, {spoken(several, 'mim-20')} under MIM-20, {worst[several]} (n = 1,000" in measured
     assert set(made["trained_for"].values()) == {"cifar10/classifier"} and made["classifier"]["name"] == "cifar10/surrogate"
 
 
-def test_figures_at_the_gans_levels_in_the_readme_are_those_of_the_results() -> None:
-    text, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("results/gan-levels.md", "README.md"))
+def test_figures_at_the_gans_levels_are_those_of_the_results() -> None:
+    text, measured = ((ROOT / name).read_text(encoding="utf-8") for name in ("results/gan-levels.md", "docs/measured.md"))
     section = text.split("## Which part helps\n")[1].split("\n## ")[0]
     table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
-    assert table.count("\n") > 2 and table in readme
+    assert table.count("\n") > 2 and table in measured
     made = results("gan-levels")
     page = (ROOT / "docs" / "reproducing-the-papers.md").read_text(encoding="utf-8")
     noisy = [row["accuracy"] for row in made["levels"] if row["reading"] == "gaussian[-1,1]"]
@@ -230,7 +280,7 @@ def test_figures_at_the_gans_levels_in_the_readme_are_those_of_the_results() -> 
         assert said + ", ".join(f"{100 * row[column]['accuracy']:.1f}" for row in noisy) + " %" in page
 
     faces = results("celeba128_levels")
-    spoken = " ".join(readme.split())
+    spoken = " ".join(measured.split())
     found = {(row["restorer"], row["threat"], row["attack"], row["labels"]): row for row in faces["rows"]}
 
     def share(restorer: str, threat: str, attack: str) -> str:
@@ -259,19 +309,19 @@ def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> 
     made = results("rivals")
     rows = {entry["name"]: entry for entry in (*made["restorers"], *made["classifiers"])}
     worst = max((entry["white_box_worst"] for entry in made["restorers"][1:]), key=lambda figure: figure["accuracy"])
-    readme = text_of("README.md")
+    measured = text_of("docs/measured.md")
 
     gain = made["feature_denoising"]["gains"]["apgd"]
     low, high = (signed(end) for end in gain["ci95"])
-    assert f"keeps more than {spanned(worst)} in the white_box worst case" in readme
-    assert f"denoiser {spanned(rows['cifar10/denoiser']['pgd'])} of PGD-20, JPEG {spanned(rows['jpeg']['pgd'])})" in readme
+    assert f"keeps more than {spanned(worst)} in the white_box worst case" in measured
+    assert f"denoiser {spanned(rows['cifar10/denoiser']['pgd'])} of PGD-20, JPEG {spanned(rows['jpeg']['pgd'])})" in measured
     distilled, robust = rows["cifar10/distilled-small"], rows["cifar10/pgd-small"]
-    assert f"keeps {spanned(distilled['pgd'])} under PGD-20 and {spanned(distilled['autoattack'])} under AutoAttack" in readme
-    assert f"keeps {spanned(robust['autoattack'])} there, at {percent(robust['clean']).removesuffix(' %')} % clean" in readme
-    assert f"adds {signed(gain['mean'])} points [{low}, {high}]" in readme
+    assert f"keeps {spanned(distilled['pgd'])} under PGD-20 and {spanned(distilled['autoattack'])} under AutoAttack" in measured
+    assert f"keeps {spanned(robust['autoattack'])} there, at {percent(robust['clean']).removesuffix(' %')} % clean" in measured
+    assert f"adds {signed(gain['mean'])} points [{low}, {high}]" in measured
     trained = ("trades-small", "alp-small", "adversarial-small", "fgsm-small")
     others = [spanned(rows[f"cifar10/{name}"]["autoattack"]) for name in trained]
-    assert "TRADES {}, logit pairing {}, one step from a random start {}, FGSM training {}".format(*others) in readme
+    assert "TRADES {}, logit pairing {}, one step from a random start {}, FGSM training {}".format(*others) in measured
 
 
 def test_figures_of_adversarial_training_are_those_of_the_results_and_the_card() -> None:
@@ -280,11 +330,11 @@ def test_figures_of_adversarial_training_are_those_of_the_results_and_the_card()
     rows = {row["title"]: row for row in made["rows"] if row["threat"] == "white_box"}
     clean = next(row for row in made["rows"] if row["attack"] == "none")
 
-    readme = text_of("README.md")
+    measured = text_of("docs/measured.md")
     strongest = spanned(rows["autoattack"])
-    assert f"keeps {spanned(rows['pgd-20'])} under PGD-20 and {strongest} under AutoAttack at 8/255" in readme
-    assert f"with {spanned(clean)} of clean images right (n = {clean['n']:,}, seed {made['made']['seed']}" in readme
-    assert f"({described['parameters']:,} parameters)" in readme
+    assert f"keeps {spanned(rows['pgd-20'])} under PGD-20 and {strongest} under AutoAttack at 8/255" in measured
+    assert f"with {spanned(clean)} of clean images right (n = {clean['n']:,}, seed {made['made']['seed']}" in measured
+    assert f"({described['parameters']:,} parameters)" in measured
     page = text_of("docs/adaptive.md")
     margin, plain = (f"{percent(rows[title])}" for title in ("pgd-20 margin", "pgd-20"))
     assert rows["pgd-20 margin"]["survivors"] and rows["autoattack"]["survivors"]
@@ -322,7 +372,7 @@ def test_figures_of_jointly_trained_pairs_are_those_of_the_table() -> None:
 
 
 def test_figures_of_autoattack_through_the_pairs_are_those_of_the_table() -> None:
-    readme = text_of("README.md")
+    measured = text_of("docs/measured.md")
     page = text_of("docs/adaptive.md")
     made = results("adaptive-autoattack")
     entries = {entry["name"]: entry for entry in made["defences"]}
@@ -330,14 +380,14 @@ def test_figures_of_autoattack_through_the_pairs_are_those_of_the_table() -> Non
     bare, trn, gan = (entries[f"cifar10/{name}"] for name in ("classifier-at", "trn-robust", "gan-robust"))
     figures = [in_a_table(entry["white_box"]) for entry in (bare, trn, gan)]
     said = "leaves `cifar10/classifier-at` {}, `cifar10/trn-robust` {} and `cifar10/gan-robust` {} percent"
-    assert said.format(*figures) in readme
+    assert said.format(*figures) in measured
     gains = []
     for entry in (trn, gan):
         found = entry["paired"]["cifar10/classifier-at"]["white_box"]
         low, high = found["ci95"]
         assert low < 0 < high  # neither a gain nor a loss
         gains.append(f"{signed(found['gain'])} [{signed(low)}, {signed(high)}]")
-    assert f"{gains[0]} and {gains[1]} points over the classifier" in readme
+    assert f"{gains[0]} and {gains[1]} points over the classifier" in measured
     taken: dict[str, list[int]] = {}
     for entry in (bare, trn, gan):
         for row in entry["survivors"]:
