@@ -2,13 +2,17 @@
 """List the attacked sets and decoded images that were left in the data root, and remove those that nobody has used for some days.
 
 Without remove=true nothing is removed. A set that is removed is made again by the next training or evaluation that needs
-it. Sets that a training is building at this moment, and folders with other files in them, are left alone.
+it. Sets that a training is building at this moment, and folders with other files in them, are left alone; an evaluation whose set
+is removed meanwhile goes on without it.
 
 usage: python tools/clean_cache.py [older_than=DAYS] [remove=true] [root=FOLDER]
 """
 
+import os
 import shutil
+import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -47,9 +51,18 @@ def is_ours(folder: Path) -> bool:
     return main_file in names and len(known) == len(names)
 
 
+def contents(folder: Path) -> list[os.stat_result]:
+    """What is known of a folder and of all in it; a file that an evaluation is replacing may be gone again."""
+    found = []
+    for path in (folder, *folder.rglob("*")):
+        with suppress(FileNotFoundError):
+            found.append(path.stat())
+    return found
+
+
 def last_used(folder: Path) -> float:
     """When a set was last opened, or wrote to it; seconds since the epoch."""
-    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    return max(found.st_mtime for found in contents(folder))
 
 
 def main(arguments: list[str]) -> None:
@@ -63,7 +76,7 @@ def main(arguments: list[str]) -> None:
         if not folder.is_dir() or folder.is_symlink() or not is_ours(folder):
             print(f"left alone: {folder} (not a set of ours, or not only one)")
             continue
-        size = sum(part.stat().st_size for part in folder.rglob("*") if part.is_file())
+        size = sum(part.st_size for part in contents(folder) if stat.S_ISREG(part.st_mode))
         days = (time.time() - last_used(folder)) / DAY
         total += size
         line = f"{size / 1e6:10.1f} MB  {days:6.1f} days unused  {folder}"
@@ -73,7 +86,7 @@ def main(arguments: list[str]) -> None:
         try:
             with locked(folder, wait=False), storing(folder):
                 shutil.rmtree(folder)
-        except UserError as error:
+        except (UserError, OSError) as error:  # an OSError where an evaluation writes into it at this moment
             print(f"{line}  left alone: {error}")
             continue
         removed += size

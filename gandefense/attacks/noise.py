@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def gaussian_signed(images: Tensor, level: float) -> Tensor:
@@ -61,6 +61,15 @@ def constant_on(grid: Tensor, values: Tensor) -> Tensor:
     """Values (B, C, H, W) spread over the rectangles of a grid (B, H, W): each rectangle has the value at its own number."""
     index = grid.flatten(1)[:, None].expand(-1, values.shape[1], -1)
     return values.flatten(2).gather(2, index).view(values.shape)
+
+
+def sums_on(grid: Tensor, values: Tensor) -> Tensor:
+    """The sums of values (B, C, H, W) over the rectangles of a grid (B, H, W), each at its rectangle's number; 0 elsewhere."""
+    height, width = grid.shape[1:]
+    # Two products with one-hot matrices, because scatter_add_ on a GPU would round differently in every run.
+    rows = nn.functional.one_hot(grid[:, :, 0] // width, height).to(values.dtype)[:, None]  # (B, 1, H, number)
+    columns = nn.functional.one_hot(grid[:, 0, :] % width, width).to(values.dtype)[:, None]
+    return rows.mT @ values @ columns
 
 
 NOISES: dict[str, Callable[[Tensor, float], Tensor]] = {

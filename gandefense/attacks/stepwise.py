@@ -13,7 +13,7 @@ from foolbox.attacks.gradient_descent_base import normalize_lp_norms, uniform_l2
 from torch import Tensor, nn
 
 from gandefense.attacks.losses import LOSSES
-from gandefense.attacks.noise import constant_on, rectangles
+from gandefense.attacks.noise import constant_on, rectangles, sums_on
 from gandefense.attacks.spec import AttackSpec
 from gandefense.attacks.victim import away_from, broken, count_classes, is_broken
 from gandefense.errors import UserError
@@ -95,7 +95,7 @@ class MomentumIterative(Steered, fa.LinfMomentumIterativeFastGradientMethod):
 
 
 class CoarseDescent(Steered, fa.LinfPGD):
-    """PGD whose perturbation is constant on the rectangles of a grid, drawn for every image, before it is clipped to [0, 1].
+    """PGD whose perturbation is constant on the rectangles of a grid, drawn for every image, but where a step met 0 or 1.
 
     Coarse as Square's perturbations are, but found by gradients: a step follows the sign of the gradient's sum over a
     rectangle and channel. No attack of the literature, and weaker than PGD, which no grid binds.
@@ -107,10 +107,7 @@ class CoarseDescent(Steered, fa.LinfPGD):
         return x0 + ep.astensor(constant_on(self.grid, noise.raw))
 
     def normalize(self, gradients: ep.Tensor, *, x: ep.Tensor, bounds: Any) -> ep.Tensor:
-        gradient = gradients.raw
-        index = self.grid.flatten(1)[:, None].expand(-1, gradient.shape[1], -1)
-        sums = torch.zeros_like(gradient).flatten(2).scatter_add_(2, index, gradient.flatten(2)).view(gradient.shape)
-        return ep.astensor(constant_on(self.grid, sums).sign())
+        return ep.astensor(constant_on(self.grid, sums_on(self.grid, gradients.raw)).sign())
 
 
 class EuclideanDescent(Steered, fa.L2PGD):

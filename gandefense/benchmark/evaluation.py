@@ -59,6 +59,7 @@ def measure(subjects: Subjects, config: BenchmarkConfig) -> list[Row]:
             white_box=WhiteBoxConfig(views=[], attacks=[]),
             validation_images=validation,
             cost_batch_size=count,
+            keep_attacked=0,  # every run is to take the same time
             resubmissions=1,
             seed=config.seed,
         )

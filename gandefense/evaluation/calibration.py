@@ -146,7 +146,7 @@ def measure(case: Case, folder: Path, images: int = IMAGES, **settings: Any) -> 
     """
     from gandefense.evaluation.evaluator import evaluate
 
-    fixed = {"limit": images, "batch_size": 128, "images": 0, "validation_images": 64, "cost_batch_size": 16}
+    fixed = {"limit": images, "batch_size": 128, "images": 0, "validation_images": 64, "cost_batch_size": 16, "keep_attacked": 0}
     return evaluate(**{**fixed, **case.settings, **settings}, output=str(folder))
 
 

@@ -85,6 +85,7 @@ def _write(measurement: Measurement, begun: float) -> None:
         "processes": distributed.world(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - begun, 1),
+        "found": found(measurement),
         "config": configuration.to_dict(config),
     }
     results = tables.json_ready(results)
@@ -94,6 +95,17 @@ def _write(measurement: Measurement, begun: float) -> None:
     save_weights(measurement.folder / STANDING, tables.standing(outcomes), about)
     # Last, because results.json marks the evaluation as finished.
     write_text(measurement.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+
+def found(measurement: Measurement) -> dict[str, int]:
+    """Attacks whose images an earlier evaluation had kept, some or all of them: title → how many images."""
+    counts: dict[str, int] = {}
+    for cell in measurement.cells[NO_RESTORER]:
+        if cell.spec is not None and not cell.survivors:
+            number = int(measurement.records.columns(cell.key, measurement.count)["found"].sum())
+            title = cell.title if cell.source is None else f"{cell.title} on {cell.source}"
+            counts |= {title: number} if number else {}
+    return counts
 
 
 def outcome(measurement: Measurement, cell: Cell) -> Outcome:

@@ -41,6 +41,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     made: dict[str, Tensor] = field(default_factory=dict)  # attacked images that several cells share
+    found: set[str] = field(default_factory=set)  # which of them an earlier evaluation had kept
 
     def first(self, count: int) -> Batch:
         """The batch cut to its first images."""

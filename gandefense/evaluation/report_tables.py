@@ -225,12 +225,17 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{title} ({count:,})" for title, count in counts.items())
+
+
 def made(results: dict[str, Any]) -> list[str]:
     """How the figures were made, in lines."""
     how = results["made"]
     return [
         f"command: {how['command']}",
         f"seed {how['seed']}, {how['date']}, {how['seconds']:g} s",
+        *([f"attacked images from earlier evaluations: {_listed(how['found'])}"] if how.get("found") else []),
         "versions: " + ", ".join(f"{name} {version}" for name, version in how["versions"].items()),
         *(f"weights of {name}: SHA-256 {digest}" for name, digest in how.get("weights", {}).items()),
     ]

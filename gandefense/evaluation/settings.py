@@ -33,7 +33,7 @@ class AttackEntry:
     step_size: float | None = None  # in the units of eps; null: the attack's usual one
     restarts: int = 1  # random starts; an image is broken when one of them breaks it
     labels: str = "true"  # true, or predicted or random_target, the controls for label leaking
-    loss: str = "ce"  # of attacks with steps of their own: ce, margin, or joint (white_box: classifier and detector together)
+    loss: str = "ce"  # of fgsm … pgd-l2 above: ce, margin, or joint (white_box: classifier and detector together)
     eot: int = 1  # gradient samples averaged at every step; counts only where the defence is randomised
     queries: int | None = None  # of square and hopskipjump, per image; null: 1,000 (5,000 within autoattack)
     survivors: bool = False  # attack only what stands after those listed before it, of its norm; its accuracy is then cumulative
@@ -112,7 +112,7 @@ class EvaluateConfig:
     images: int = 4  # test images shown in the report, per restorer and attack (at most one batch)
     cost_batch_size: int = 100  # images per batch when speed is measured
     # GB that the attacked images of one attack on the classifier alone may take in the data root, where the next evaluation
-    # finds them; 0 keeps none. One-step attacks, noise, and attacks on your own classifier are always made anew
+    # finds them; 0 keeps none. See docs/threats-and-checks.md for what is always made anew
     keep_attacked: float = 0.25
 
 

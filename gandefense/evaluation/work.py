@@ -124,6 +124,8 @@ class Work:
         if cell.own or cell.restorer == NO_RESTORER:  # otherwise the classifier's own cell has measured these very images
             prefix = "attacked_" if cell.own else ""
             record = self._measured(batch, attacked, prefix)
+        if cell.restorer == NO_RESTORER:
+            record["found"] = torch.full_like(batch.labels, self._shared_key(cell) in batch.found, dtype=torch.bool)
         if cell.restorer != NO_RESTORER:
             record |= self._restored(self.measurement.defences[cell.restorer], batch, attacked, cell)
         elif self.measurement.randomised[NO_RESTORER]:
@@ -184,19 +186,27 @@ class Work:
             return batch.images
         if cell.own:
             return self._make(self._network(cell), batch, cell)
-        shared = f"{cell.source or NO_RESTORER}/{'query' if cell.view == 'query' else ''}/{spec_key(cell.spec)}"
+        shared = self._shared_key(cell)
         if shared not in batch.made:
             batch.made[shared] = self._shared(cell, batch, shared)
         return batch.made[shared]
 
+    def _shared_key(self, cell: Cell) -> str:
+        """Who shares the attacked images of a cell."""
+        return f"{cell.source or NO_RESTORER}/{'query' if cell.view == 'query' else ''}/{spec_key(cell.spec)}"
+
     def _shared(self, cell: Cell, batch: Batch, key: str) -> Tensor:
         """Images made against a classifier, from an earlier evaluation of the same images where it has left them."""
-        network, kept = self._network(cell), self.measurement.kept
-        keeps = kept.wanted(cell.spec) and not zoo.is_own(cell.source or self.measurement.config.classifier)
+        config, kept = self.measurement.config, self.measurement.kept
+        # A part of the user's own may change what the classifier does in ways that no file tells; his images are not copied.
+        randomised = self.measurement.randomised[NO_RESTORER]
+        keeps = kept.wanted(cell.spec) and not self.own and not randomised and config.data.file is None
+        network = self.measurement.weights[cell.source or config.classifier]
         found = kept.read(network, key, cell.spec, batch.number, batch.images) if keeps else None
         if found is not None:
+            batch.found.add(key)
             return found
-        made = self._make(network, batch, cell, key=key).contiguous(memory_format=torch.channels_last)
+        made = self._make(self._network(cell), batch, cell, key=key).contiguous(memory_format=torch.channels_last)
         if keeps:
             kept.write(network, key, cell.spec, batch.number, made)
         return made

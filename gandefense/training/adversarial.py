@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gandefense.attacks.random_step import random_step
-from gandefense.attacks.spec import STEPWISE
+from gandefense.attacks.spec import MANY_STEPS, ONE_STEP
 from gandefense.attacks.suite import AttackSpec, attack, frozen, predict
 from gandefense.data.batches import at_once, batches
 from gandefense.data.datasets import Images
@@ -21,6 +21,7 @@ from gandefense.training.state import require
 # none; fgsm: one step from a random start; pgd: several (Madry et al. 2018); trades: clean loss + beta · KL of the pair (Zhang
 # et al. 2019); alp: pgd, and the pair's logits drawn together (Kannan et al. 2018); suite: as pgd, with an attack of the
 # evaluator's own. Attacked anew for every batch.
+SUITE = (*ONE_STEP, *MANY_STEPS)  # attacks of "suite"
 METHODS = ("none", "fgsm", "pgd", "trades", "alp", "suite")
 CONTROL = AttackSpec("pgd", steps=10)  # what validation images are attacked with; for its eps see `control`
 TRADES_START = 0.001  # standard deviation of the start in pixel units: the KL has no gradient at the clean image itself
@@ -57,8 +58,8 @@ def check(options: AdversarialConfig) -> None:
     """Raise UserError for an unknown method or a value out of range."""
     if options.method not in METHODS:
         raise UserError(f"unknown train.adversarial.method {options.method!r}; known: {', '.join(METHODS)}")
-    if options.attack not in STEPWISE:
-        raise UserError(f"train.adversarial.attack must be one of {', '.join(STEPWISE)}, got {options.attack!r}")
+    if options.attack not in SUITE:
+        raise UserError(f"train.adversarial.attack must be one of {', '.join(SUITE)}, got {options.attack!r}")
     if not 0 < options.eps <= 1:
         raise UserError(f"train.adversarial.eps is in pixel units of [0, 1] images (write 8/255), got {options.eps}")
     if options.validation_eps is not None and not 0 < options.validation_eps <= 1:

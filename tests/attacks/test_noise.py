@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gandefense.attacks.noise import NOISES, constant_on, rectangles
+from gandefense.attacks.noise import NOISES, constant_on, rectangles, sums_on
 
 GREY = torch.full((16, 3, 32, 32), 0.5)  # 49,152 values: a standard deviation's own is 0.3 %
 
@@ -55,6 +55,18 @@ def test_a_grids_rectangles_are_filled_with_the_value_at_their_number() -> None:
     grid = torch.tensor([[[0, 0, 1], [3, 3, 4]]])
     values = torch.arange(12.0).view(1, 2, 2, 3)
     assert constant_on(grid, values).tolist() == [[[[0, 0, 1], [3, 3, 4]], [[6, 6, 7], [9, 9, 10]]]]
+
+
+def test_sums_over_a_grids_rectangles_stand_at_their_numbers() -> None:
+    grid = torch.tensor([[[0, 0, 1], [3, 3, 4]]])
+    values = torch.arange(12.0).view(1, 2, 2, 3)
+    assert sums_on(grid, values).tolist() == [[[[1, 2, 0], [7, 5, 0]], [[13, 8, 0], [19, 11, 0]]]]
+    torch.manual_seed(0)
+    grid, values = rectangles(torch.Size([8, 3, 28, 20]), torch.device("cpu")), torch.randn(8, 3, 28, 20)
+    sums = constant_on(grid, sums_on(grid, values))
+    image, y, x = 5, 17, 11
+    inside = grid[image] == grid[image, y, x]
+    assert torch.allclose(sums[image, :, y, x], values[image][:, inside].sum(1), atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 20), (1, 5), (1, 1)])

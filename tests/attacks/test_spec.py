@@ -136,8 +136,10 @@ def test_step_sizes() -> None:
     assert AttackSpec("universal", eps=0.04).step() == pytest.approx(0.004)
     assert AttackSpec("universal", eps=0.04, steps=4).step() == pytest.approx(0.01), "four steps reach the edge"
     assert AttackSpec("pgd-l2", eps=2.0).step() == pytest.approx(0.5)
+    assert AttackSpec("pgd-coarse", eps=0.04).step() == pytest.approx(0.01)
+    assert AttackSpec("pgd-coarse", eps=0.04, steps=2).step() == pytest.approx(0.02), "two steps reach the edge"
     others = [name for name in (*NAMES, *NOISES) if name not in (*STEPWISE, *EUCLIDEAN, "universal")]
-    assert [AttackSpec(name).step() for name in others] == [None] * (len(NAMES) - 7 + len(NOISES))
+    assert [AttackSpec(name).step() for name in others] == [None] * (len(NAMES) - 8 + len(NOISES))
 
 
 @pytest.mark.parametrize(

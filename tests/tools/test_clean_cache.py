@@ -62,7 +62,7 @@ def test_decoded_images_are_sets_too(tmp_path: Path, tool: Callable) -> None:
 def test_attacked_images_that_evaluations_keep_are_sets_too(tmp_path: Path, tool: Callable) -> None:
     images = torch.rand(2, 3, 6, 6)
     kept = KeptAttacks(images, "abc", batch_size=2, seed=0, device="cpu", largest=1, root=str(tmp_path))
-    kept.write(small_cnn(nn.ReLU), "none/pgd", AttackSpec("pgd"), 0, images)
+    kept.write("abc", "none/pgd", AttackSpec("pgd"), 0, images)
     (folder,) = (tmp_path / "evaluated").iterdir()
     assert str(folder) in tool("clean_cache", f"root={tmp_path}")[1] and folder.is_dir()
     (folder / "thesis.safetensors").write_text("mine", encoding="utf-8")
