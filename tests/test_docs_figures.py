@@ -65,6 +65,13 @@ def test_the_readme_has_no_interval_that_stands_nowhere_else() -> None:
         for column in ("cifar10/gan", "GAN + distilled classifier")
     )
     assert f"`cifar10/gan` keeps {kept}, and with a distilled classifier behind it {behind}" in readme
+    widest = max((end[1] - end[0]) / 2 for row in noisy for end in (row["cifar10/gan"]["ci95"],))
+    assert f"(± {100 * widest:.1f} points at most, n = 1,000" in readme
+    parts = {row["part"]: row["accuracy"] for row in results("gan-levels")["parts"]}
+    plain, student = (parts[f"ISMN + generator, all rounds{more}"] for more in ("", " + distilled classifier"))
+    clean, pgd = ([f"{100 * part[key]['accuracy']:.1f}" for part in (student, plain)] for key in ("clean", "pgd 8/255"))
+    assert "costs clean images ({} in place of {} %) and".format(*clean) in readme
+    assert "PGD ({} in place of {} %;".format(*pgd) in readme
     hidden = [
         f"{100 * entry['tpr']['0.05']:.1f}"
         for name in ("cifar10/trn", "cifar10/gan")
@@ -72,6 +79,13 @@ def test_the_readme_has_no_interval_that_stands_nowhere_else() -> None:
         if entry["threat"] == "white_box"
     ]
     assert f"and {' and '.join(hidden)} % of those that aim at classifier and detector together" in readme
+    usual = [
+        entry["tpr"]["0.05"]
+        for name in ("cifar10/trn", "cifar10/gan")
+        for entry in results("cifar10_quick")["detection"][name]["attacks"]
+        if entry["threat"] == "gray_box" and entry["title"] in ("fgsm", "ffgsm", "bim-10", "pgd-20", "mim-10")
+    ]
+    assert len(usual) == 10 and f"flag at least {100 * min(usual):.1f} % of the 8/255 attacks that they were trained on" in readme
 
 
 def test_the_readmes_table_of_unseen_attacks_is_that_of_the_results() -> None:
@@ -91,10 +105,14 @@ def test_the_readmes_table_of_unseen_attacks_is_that_of_the_results() -> None:
         ]
         alone = {"accuracy": rows[0]["undefended_accuracy"], "ci95": rows[0]["undefended_ci95"]}
         assert f"| {said} | {' | '.join(in_a_table(row) for row in (alone, *rows))} |" in readme
+    worst = [results(file)["worst_case"][name]["gray_box"] for name, file in networks.items()]
+    worst.insert(0, results("cifar10_unseen")["worst_case"]["none"]["gray_box"])
+    said = f"| worst case of these and of six controls, gray_box | {' | '.join(map(in_a_table, worst))} |"
+    assert said in readme
     for file in ("cifar10_quick", "cifar10_quick_wide"):
         known = [row for row in results(file)["rows"] if row["view"] == "detached" and row["restorer"] in networks]
         assert known and {spanned(row) for row in known} == {"0.0 % [0.0, 0.4]"}
-    assert "Through `detached` PGD-20 leaves neither of them anything: 0.0 % [0.0, 0.4]." in readme
+    assert "Through `detached` PGD-20 leaves neither of them anything: 0.0 % [0.0, 0.4] (" in readme
 
 
 def test_figures_of_other_budgets_are_those_of_the_results() -> None:
@@ -113,9 +131,11 @@ def test_figures_of_other_budgets_are_those_of_the_results() -> None:
     assert f"± {100 * widest:.1f} points at most" in measured
     detected = {round(255 * entry["eps"]): entry["auroc"] for entry in made["detection"]["cifar10/trn"]["attacks"]}
     assert f"AUROC {detected[2]:.3f}, at 8/255 {detected[8]:.3f}" in measured
+    worst = [spanned(made["worst_case"][name]["gray_box"]) for name in ("cifar10/trn", "cifar10/gan")]
+    assert "TRN keeps {}, the GAN {}. TRN detects".format(*worst) in measured
     assert min(detected, key=detected.get) == 2
     entries = {round(255 * entry["eps"]): entry for entry in made["detection"]["cifar10/trn"]["attacks"]}
-    assert f"and {100 * entries[2]['tpr']['0.05']:.1f} % of PGD-40's at 2/255 (n = {entries[2]['n']})" in measured
+    assert f"and {100 * entries[2]['tpr']['0.05']:.1f} % of PGD-40's at 2/255 (n = {entries[2]['n']};" in measured
 
 
 def test_figures_of_unseen_attacks_are_those_of_the_results() -> None:
@@ -144,7 +164,8 @@ def test_figures_of_unseen_attacks_are_those_of_the_results() -> None:
     )
     assert f"TRN's flags {shares} (n = {', '.join(str(entry['n']) for entry in flagged)};" in measured
     controls = [100 * row["accuracy"] for (title, _), row in rows.items() if title.endswith("(predicted)")]
-    assert len(controls) == 5 and f"leave {min(controls):.1f} to {max(controls):.1f} % (n = 1,000" in measured
+    assert len(controls) == 5 and f"leave {min(controls):.1f} to {max(controls):.1f} %. In the gray_box worst case" in measured
+    assert f"of all of them it keeps {spanned(made['worst_case']['cifar10/trn']['gray_box'])} (n = 1,000" in measured
 
 
 def test_figures_of_trn_wide_are_those_of_the_results() -> None:
@@ -158,7 +179,8 @@ def test_figures_of_trn_wide_are_those_of_the_results() -> None:
 
     said = (
         f"AutoAttack on its classifier {spoken('autoattack')}, Square {spoken('square-1000')}, another classifier's PGD-20 "
-        f"{spoken('pgd-20', 'black_box')}, DeepFool {spoken('deepfool-50')}, C&W {spoken('cw-30')} (n = 1,000"
+        f"{spoken('pgd-20', 'black_box')}, DeepFool {spoken('deepfool-50')}, C&W {spoken('cw-30')}, in the gray_box worst case "
+        f"{spanned(made['worst_case']['cifar10/trn-wide']['gray_box'])} (n = 1,000"
     )
     assert said in measured
     before = {(row["restorer"], row["title"], row["view"]): row for row in results("cifar10_quick")["rows"]}
@@ -242,8 +264,12 @@ def test_figures_of_fashion_mnist_are_those_of_the_results() -> None:
         next(row for row in stronger["rows"] if row["view"] == "detached" and not row["survivors"]),
         {name: entry["white_box"] for name, entry in stronger["worst_case"].items()},
     )
-    left = f"from {100 * first['accuracy']:.0f} to {spanned(worst['fashion_mnist/trn'])}, the classifier alone keeps"
-    assert f"take what PGD-20 left {left} {spanned(worst['none'])} (" in measured and first["n"] == 100
+    stages = [row for row in stronger["rows"] if row["view"] == "detached"]
+    again, margin, apgd = (round(row["n"] * row["accuracy"]) for row in stages[1:])
+    assert apgd == margin == round(100 * worst["fashion_mnist/trn"]["accuracy"]) and first["n"] == 100
+    left = f"PGD-20 leaves {100 * first['accuracy']:.0f}, PGD-20 once more {again}, the margin loss "
+    assert f"{left}{spanned(worst['fashion_mnist/trn'])}, and APGD-CE takes none of these" in measured
+    assert f"the classifier alone keeps {spanned(worst['none'])} (" in measured
     assert f"and {spanned(worst['fashion_mnist/trn'])} of 100 images" in text_of("docs/reproducing-the-papers.md")
 
 
@@ -259,7 +285,7 @@ def test_figures_of_another_victim_are_those_of_the_results() -> None:
     clean = {name: f"{percent(rows[name, 'clean'])}" for name in (one, several)}
     alone = f"{percent(made['classifier'])} without it"
     assert f"leaves clean images alone ({clean[one]} of them are right, {alone}) and undoes little: " in measured
-    worst = {name: f"{percent(made['worst_case'][name]['gray_box'])} in the gray_box worst case" for name in clean}
+    worst = {name: f"{spanned(made['worst_case'][name]['gray_box'])} in the gray_box worst case" for name in clean}
     assert f"undoes little: {spoken(one, 'pgd-40')} under PGD-40 at 8/255, {spoken(one, 'mim-20')} under MIM-20, " in measured
     assert f"{spoken(one, 'mim-20')} under MIM-20, {worst[one]}. " in measured
     control = spoken(several, "pgd-40 (predicted)")

@@ -281,7 +281,7 @@ def networks_page() -> str:
         "What `classifier=`, `restorers=[…]` and `gandefense.load` take by name. Each has a card beside its weights, under "
         "`gandefense/weights`, with its recipe, versions and figures; weights of CelebA are for non-commercial research "
         "only. “Before”: the classifier that a restorer was trained for. “Right, clean”: of test images, where the card holds an "
-        "evaluation; the tables in the [README](../README.md) and in [The defences](defences.md) have the rest. "
+        "evaluation; [What was measured](measured.md), the [README](../README.md) and [The defences](defences.md) have the rest. "
         "[All pages](index.md)"
     )
     return "\n\n".join(["# Shipped networks", NOTE, about, "\n".join(lines)]) + "\n"
