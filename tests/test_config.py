@@ -184,10 +184,11 @@ def test_shipped_trn_configs_fit_their_schema(path: Path) -> None:
     assert plan(config.load(TRNConfig, path, given).attacked, transfers=True)[1]
 
 
-def test_the_card_of_trn_wide_holds_the_recipe_of_its_config() -> None:
+@pytest.mark.parametrize("name", ["wide", "coarse"])
+def test_the_cards_of_later_stages_hold_the_recipe_of_their_config(name: str) -> None:
     from gandefense.training.trn import TRNConfig
 
-    card = json.loads((ROOT / "gandefense/weights/cifar10/trn-wide.json").read_text(encoding="utf-8"))["recipe"]
-    recipe = config.to_dict(config.load(TRNConfig, ROOT / "configs/trn/cifar10_trn_wide.yaml"))
+    card = json.loads((ROOT / f"gandefense/weights/cifar10/trn-{name}.json").read_text(encoding="utf-8"))["recipe"]
+    recipe = config.to_dict(config.load(TRNConfig, ROOT / f"configs/trn/cifar10_trn_{name}.yaml"))
     for part in ("attacked", "network", "train", "start", "classifier"):
         assert card[part] == recipe[part], part

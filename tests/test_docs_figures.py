@@ -90,7 +90,7 @@ def test_the_readme_has_no_interval_that_stands_nowhere_else() -> None:
 
 def test_the_readmes_table_of_unseen_attacks_is_that_of_the_results() -> None:
     readme = text_of("README.md")
-    networks = {"cifar10/trn": "cifar10_unseen", "cifar10/trn-wide": "cifar10_unseen_wide"}
+    networks = {f"cifar10/trn{name}": f"cifar10_unseen{name.replace('-', '_')}" for name in ("", "-wide", "-coarse")}
     named = {
         "AutoAttack on the classifier": "autoattack",
         "Square, 1,000 queries": "square-1000",
@@ -109,10 +109,13 @@ def test_the_readmes_table_of_unseen_attacks_is_that_of_the_results() -> None:
     worst.insert(0, results("cifar10_unseen")["worst_case"]["none"]["gray_box"])
     said = f"| worst case of these and of six controls, gray_box | {' | '.join(map(in_a_table, worst))} |"
     assert said in readme
-    for file in ("cifar10_quick", "cifar10_quick_wide"):
-        known = [row for row in results(file)["rows"] if row["view"] == "detached" and row["restorer"] in networks]
-        assert known and {spanned(row) for row in known} == {"0.0 % [0.0, 0.4]"}
-    assert "Through `detached` PGD-20 leaves neither of them anything: 0.0 % [0.0, 0.4] (" in readme
+    known = []
+    for file in ("cifar10_quick", "cifar10_quick_wide", "cifar10_white_coarse"):
+        found = [row for row in results(file)["rows"] if row["view"] == "detached" and row["restorer"] in networks]
+        known += [spanned(row) for row in found if row["title"] == "pgd-20"]
+    assert len(known) == 3 and known[0] == known[1]
+    said = f"leaves none of them anything: {known[0]} of the first two (n = 1,000), {known[2]} of the third"
+    assert f"Through `detached` PGD-20 {said}" in readme
 
 
 def test_figures_of_other_budgets_are_those_of_the_results() -> None:
@@ -191,6 +194,30 @@ def test_figures_of_trn_wide_are_those_of_the_results() -> None:
     )
     assert f"the five usual attacks at least {100 * worst:.1f} %" in measured
     assert f"PGD-20 through `detached` {spanned(usual['pgd-20', 'detached'])}" in measured
+
+
+def test_figures_of_trn_coarse_are_those_of_the_results() -> None:
+    measured, name = text_of("docs/measured.md"), "cifar10/trn-coarse"
+    made, quick, white = (results(f"cifar10_{kind}_coarse") for kind in ("unseen", "quick", "white"))
+    rows = {(row["title"], row["threat"]): row for row in made["rows"] if row["restorer"] == name}
+    usual = {row["title"]: row for row in quick["rows"] if row["restorer"] == name}
+
+    def spoken(title: str, threat: str = "gray_box") -> str:
+        return spanned(rows[title, threat])
+
+    said = (
+        f"After AutoAttack on its classifier it keeps {spoken('autoattack')}, Square {spoken('square-1000')}, another "
+        f"classifier's PGD-20 {spoken('pgd-20', 'black_box')}, DeepFool {spoken('deepfool-50')}, C&W {spoken('cw-30')}, "
+        f"in the gray_box worst case {spanned(made['worst_case'][name]['gray_box'])} (n = 1,000"
+    )
+    assert said in measured
+    attacks = ("fgsm", "ffgsm", "bim-10", "pgd-20", "mim-10")
+    worst = min((usual[title] for title in attacks), key=lambda row: row["accuracy"])
+    assert (
+        f"Of clean images {percent(usual['clean'])} are right, after the five usual attacks at least {spanned(worst)}" in measured
+    )
+    (known,) = [row for row in white["rows"] if row["view"] == "detached" and row["restorer"] == name]
+    assert f"PGD-20 through `detached` leaves {spanned(known)} of the first {known['n']} images" in measured
 
 
 def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
