@@ -287,17 +287,17 @@ def test_figures_of_fashion_mnist_are_those_of_the_results() -> None:
     assert f"PGD-20 through `detached` leaves {spanned(known)}, of the classifier alone {bare}. " in measured
     assert any(check["name"] == "suspiciously_high" and check["fired"] for check in made["checks"])
     stronger = results("fashion_mnist_white_box")
-    first, worst = (
-        next(row for row in stronger["rows"] if row["view"] == "detached" and not row["survivors"]),
-        {name: entry["white_box"] for name, entry in stronger["worst_case"].items()},
-    )
-    stages = [row for row in stronger["rows"] if row["view"] == "detached"]
-    again, margin, apgd = (round(row["n"] * row["accuracy"]) for row in stages[1:])
-    assert apgd == margin == round(100 * worst["fashion_mnist/trn"]["accuracy"]) and first["n"] == 100
-    left = f"PGD-20 leaves {100 * first['accuracy']:.0f}, PGD-20 once more {again}, the margin loss "
-    assert f"{left}{spanned(worst['fashion_mnist/trn'])}, and APGD-CE takes none of these" in measured
-    assert f"the classifier alone keeps {spanned(worst['none'])} (" in measured
-    assert f"and {spanned(worst['fashion_mnist/trn'])} of 100 images" in text_of("docs/reproducing-the-papers.md")
+    worst = {name: spanned(entry["white_box"]) for name, entry in stronger["worst_case"].items()}
+    stages = [row for row in stronger["rows"] if row["threat"] == "white_box"]
+    left = [(row["title"], row["view"], round(row["n"] * row["accuracy"])) for row in stages]
+    first, again, exact, *margins, apgd, last = (count for *_, count in left)
+    assert [view for _, view, _ in left] == ["detached", "detached", "exact", "detached", "exact", "detached", "exact"]
+    assert {*margins, apgd} == {exact} and last == exact - 1 and stages[0]["n"] == 100
+    said = f"PGD-20 leaves {first} through `detached`, once more {again}, with the true gradient (`exact`) {exact};"
+    assert said in measured
+    assert f"{worst['fashion_mnist/trn']} are left, of the classifier alone {worst['none']}" in measured
+    page = text_of("docs/reproducing-the-papers.md")
+    assert f"and {worst['fashion_mnist/trn']} of 100 images under stronger attacks and the true gradient" in page
 
 
 def test_figures_of_another_victim_are_those_of_the_results() -> None:
