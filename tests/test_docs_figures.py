@@ -1,121 +1,27 @@
-"""The figures in README and docs are those of the committed results and cards, computed here from the files."""
+"""The figures in docs are those of the committed results and cards, computed here; test_readme.py has the README's."""
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
-from typing import Any
-
 from gandefense import config
 from gandefense.reproduce import trn_cross_attack
-
-ROOT = Path(__file__).parent.parent
-
-
-def results(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def card(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "gandefense" / "weights" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def text_of(page: str) -> str:
-    """A page as one line, so that it does not matter where its lines end."""
-    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+from tests.helpers.figures import (
+    ROOT,
+    USUAL,
+    card,
+    in_a_table,
+    interval,
+    percent,
+    results,
+    signed,
+    spanned,
+    speaker,
+    text_of,
+    under_unseen_attacks,
+)
 
 
 def config_of(table: str) -> trn_cross_attack.TRNCrossAttackConfig:
     return config.load(trn_cross_attack.TRNCrossAttackConfig, ROOT / "configs" / "reproduce" / f"{table}.yaml")
-
-
-def percent(figure: dict[str, Any]) -> str:
-    return f"{100 * figure['accuracy']:.1f} %"
-
-
-def interval(figure: dict[str, Any]) -> str:
-    return f"[{', '.join(f'{100 * end:.1f}' for end in figure['ci95'])}]"
-
-
-def spanned(figure: dict[str, Any]) -> str:
-    return f"{percent(figure)} {interval(figure)}"
-
-
-def in_a_table(figure: dict[str, Any]) -> str:
-    return spanned(figure).replace(" %", "")
-
-
-def signed(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")
-
-
-def test_the_readme_has_no_interval_that_stands_nowhere_else() -> None:
-    """Outside its tables, which other tests compare with the results, the README repeats what the page of figures has."""
-    readme, page = text_of("README.md"), text_of("docs/measured.md")
-    prose = " ".join(
-        line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if not line.strip().startswith("|")
-    )
-    spans = re.findall(r"\S+ (?:%|points) \[[^\]]+\]", " ".join(prose.split()))
-    assert len(spans) > 5 and not [span for span in spans if span not in page]
-    levels = results("gan-levels")["levels"]
-    noisy = [row["accuracy"] for row in levels if row["reading"] == "gaussian[-1,1]"]
-    kept, behind = (
-        "{:.1f}, {:.1f} and {:.1f} %".format(*(100 * row[column]["accuracy"] for row in noisy))
-        for column in ("cifar10/gan", "GAN + distilled classifier")
-    )
-    assert f"`cifar10/gan` keeps {kept}, and with a distilled classifier behind it {behind}" in readme
-    widest = max((end[1] - end[0]) / 2 for row in noisy for end in (row["cifar10/gan"]["ci95"],))
-    assert f"(± {100 * widest:.1f} points at most, n = 1,000" in readme
-    parts = {row["part"]: row["accuracy"] for row in results("gan-levels")["parts"]}
-    plain, student = (parts[f"ISMN + generator, all rounds{more}"] for more in ("", " + distilled classifier"))
-    clean, pgd = ([f"{100 * part[key]['accuracy']:.1f}" for part in (student, plain)] for key in ("clean", "pgd 8/255"))
-    assert "costs clean images ({} in place of {} %) and".format(*clean) in readme
-    assert "PGD ({} in place of {} %;".format(*pgd) in readme
-    hidden = [
-        f"{100 * entry['tpr']['0.05']:.1f}"
-        for name in ("cifar10/trn", "cifar10/gan")
-        for entry in results("cifar10_joint")["detection"][name]["attacks"]
-        if entry["threat"] == "white_box"
-    ]
-    assert f"and {' and '.join(hidden)} % of those that aim at classifier and detector together" in readme
-    usual = [
-        entry["tpr"]["0.05"]
-        for name in ("cifar10/trn", "cifar10/gan")
-        for entry in results("cifar10_quick")["detection"][name]["attacks"]
-        if entry["threat"] == "gray_box" and entry["title"] in ("fgsm", "ffgsm", "bim-10", "pgd-20", "mim-10")
-    ]
-    assert len(usual) == 10 and f"flag at least {100 * min(usual):.1f} % of the 8/255 attacks that they were trained on" in readme
-
-
-def test_the_readmes_table_of_unseen_attacks_is_that_of_the_results() -> None:
-    readme = text_of("README.md")
-    networks = {f"cifar10/trn{name}": f"cifar10_unseen{name.replace('-', '_')}" for name in ("", "-wide", "-coarse")}
-    named = {
-        "AutoAttack on the classifier": "autoattack",
-        "Square, 1,000 queries": "square-1000",
-        "PGD-20 of another classifier": "pgd-20",
-        "DeepFool, cut to the budget": "deepfool-50",
-        "C&W, cut to the budget": "cw-30",
-    }
-    for said, title in named.items():
-        rows = [
-            next(row for row in results(file)["rows"] if (row["restorer"], row["title"]) == (name, title))
-            for name, file in networks.items()
-        ]
-        alone = {"accuracy": rows[0]["undefended_accuracy"], "ci95": rows[0]["undefended_ci95"]}
-        assert f"| {said} | {' | '.join(in_a_table(row) for row in (alone, *rows))} |" in readme
-    worst = [results(file)["worst_case"][name]["gray_box"] for name, file in networks.items()]
-    worst.insert(0, results("cifar10_unseen")["worst_case"]["none"]["gray_box"])
-    said = f"| worst case of these and of six controls, gray_box | {' | '.join(map(in_a_table, worst))} |"
-    assert said in readme
-    known = []
-    for file in ("cifar10_quick", "cifar10_quick_wide", "cifar10_white_coarse"):
-        found = [row for row in results(file)["rows"] if row["view"] == "detached" and row["restorer"] in networks]
-        known += [spanned(row) for row in found if row["title"] == "pgd-20"]
-    assert len(known) == 3 and known[0] == known[1]
-    said = f"leaves none of them anything: {known[0]} of the first two (n = 1,000), {known[2]} of the third"
-    assert f"Through `detached` PGD-20 {said}" in readme
 
 
 def test_figures_of_other_budgets_are_those_of_the_results() -> None:
@@ -146,9 +52,7 @@ def test_figures_of_unseen_attacks_are_those_of_the_results() -> None:
     measured = text_of("docs/measured.md")
     rows = {(row["title"], row["threat"]): row for row in made["rows"] if row["restorer"] == "cifar10/trn"}
 
-    def spoken(title: str, threat: str = "gray_box") -> str:
-        return spanned(rows[title, threat])
-
+    spoken = speaker(made, "cifar10/trn")
     said = (
         f"AutoAttack on its classifier: {spoken('autoattack')}; Square with 1,000 queries {spoken('square-1000')}; "
         f"PGD-20 of another classifier {spoken('pgd-20', 'black_box')}; DeepFool {spoken('deepfool-50')}; C&W {spoken('cw-30')} ("
@@ -172,26 +76,15 @@ def test_figures_of_unseen_attacks_are_those_of_the_results() -> None:
 
 
 def test_figures_of_trn_wide_are_those_of_the_results() -> None:
+    measured, name = text_of("docs/measured.md"), "cifar10/trn-wide"
     made, quick = results("cifar10_unseen_wide"), results("cifar10_quick_wide")
-    measured = text_of("docs/measured.md")
-    rows = {(row["title"], row["threat"]): row for row in made["rows"] if row["restorer"] == "cifar10/trn-wide"}
-    usual = {(row["title"], row["view"]): row for row in quick["rows"] if row["restorer"] == "cifar10/trn-wide"}
-
-    def spoken(title: str, threat: str = "gray_box") -> str:
-        return spanned(rows[title, threat])
-
-    said = (
-        f"AutoAttack on its classifier {spoken('autoattack')}, Square {spoken('square-1000')}, another classifier's PGD-20 "
-        f"{spoken('pgd-20', 'black_box')}, DeepFool {spoken('deepfool-50')}, C&W {spoken('cw-30')}, in the gray_box worst case "
-        f"{spanned(made['worst_case']['cifar10/trn-wide']['gray_box'])} (n = 1,000"
-    )
-    assert said in measured
+    assert under_unseen_attacks(made, name, said_of_autoattack="AutoAttack on its classifier") in measured
+    usual = {(row["title"], row["view"]): row for row in quick["rows"] if row["restorer"] == name}
     before = {(row["restorer"], row["title"], row["view"]): row for row in results("cifar10_quick")["rows"]}
-    clean, pgd = (f"{percent(usual[title, 'oblivious'])}" for title in ("clean", "pgd-20"))
-    worst = min(usual[title, "oblivious"]["accuracy"] for title in ("fgsm", "ffgsm", "bim-10", "pgd-20", "mim-10"))
-    assert (
-        f"clean images {clean}, PGD-20 {pgd} (`cifar10/trn` {percent(before['cifar10/trn', 'pgd-20', 'oblivious'])})" in measured
-    )
+    clean, pgd = (percent(usual[title, "oblivious"]) for title in ("clean", "pgd-20"))
+    earlier = percent(before["cifar10/trn", "pgd-20", "oblivious"])
+    assert f"clean images {clean}, PGD-20 {pgd} (`cifar10/trn` {earlier})" in measured
+    worst = min(usual[title, "oblivious"]["accuracy"] for title in USUAL)
     assert f"the five usual attacks at least {100 * worst:.1f} %" in measured
     assert f"PGD-20 through `detached` {spanned(usual['pgd-20', 'detached'])}" in measured
 
@@ -199,23 +92,10 @@ def test_figures_of_trn_wide_are_those_of_the_results() -> None:
 def test_figures_of_trn_coarse_are_those_of_the_results() -> None:
     measured, name = text_of("docs/measured.md"), "cifar10/trn-coarse"
     made, quick, white = (results(f"cifar10_{kind}_coarse") for kind in ("unseen", "quick", "white"))
-    rows = {(row["title"], row["threat"]): row for row in made["rows"] if row["restorer"] == name}
+    assert under_unseen_attacks(made, name, said_of_autoattack="After AutoAttack on its classifier it keeps") in measured
     usual = {row["title"]: row for row in quick["rows"] if row["restorer"] == name}
-
-    def spoken(title: str, threat: str = "gray_box") -> str:
-        return spanned(rows[title, threat])
-
-    said = (
-        f"After AutoAttack on its classifier it keeps {spoken('autoattack')}, Square {spoken('square-1000')}, another "
-        f"classifier's PGD-20 {spoken('pgd-20', 'black_box')}, DeepFool {spoken('deepfool-50')}, C&W {spoken('cw-30')}, "
-        f"in the gray_box worst case {spanned(made['worst_case'][name]['gray_box'])} (n = 1,000"
-    )
-    assert said in measured
-    attacks = ("fgsm", "ffgsm", "bim-10", "pgd-20", "mim-10")
-    worst = min((usual[title] for title in attacks), key=lambda row: row["accuracy"])
-    assert (
-        f"Of clean images {percent(usual['clean'])} are right, after the five usual attacks at least {spanned(worst)}" in measured
-    )
+    worst = spanned(min((usual[title] for title in USUAL), key=lambda row: row["accuracy"]))
+    assert f"Of clean images {percent(usual['clean'])} are right, after the five usual attacks at least {worst}" in measured
     (known,) = [row for row in white["rows"] if row["view"] == "detached" and row["restorer"] == name]
     assert f"PGD-20 through `detached` leaves {spanned(known)} of the first {known['n']} images" in measured
 

@@ -13,8 +13,8 @@ import pytest
 
 from gandefense import __version__, zoo
 from gandefense.evaluation import readme_tables, report_tables
+from tests.helpers.figures import ROOT, USUAL, in_a_table, results, spanned, text_of
 
-ROOT = Path(__file__).parent.parent
 README, MEASURED = ROOT / "README.md", ROOT / "docs" / "measured.md"
 SHIPPED = {"cifar10/classifier", "cifar10/trn", "cifar10/gan", "cifar10/surrogate", "cifar10/adversarial-small"}
 
@@ -38,6 +38,72 @@ def test_tables_are_what_the_commands_beside_them_print(page: Path, command: str
     printed = table(json.loads((ROOT / command.split()[0]).read_text(encoding="utf-8")))
     assert f"`python tools/report.py {command}`" in text
     assert f"\n\n{printed}\n\n" in text, f"paste what python tools/report.py {command} prints"
+
+
+def test_the_readme_has_no_interval_that_stands_nowhere_else() -> None:
+    """Outside its tables, which other tests compare with the results, the README repeats what the page of figures has."""
+    readme, page = text_of("README.md"), text_of("docs/measured.md")
+    prose = " ".join(line for line in README.read_text(encoding="utf-8").splitlines() if not line.strip().startswith("|"))
+    spans = re.findall(r"\S+ (?:%|points) \[[^\]]+\]", " ".join(prose.split()))
+    assert len(spans) > 5 and not [span for span in spans if span not in page]
+    levels = results("gan-levels")["levels"]
+    noisy = [row["accuracy"] for row in levels if row["reading"] == "gaussian[-1,1]"]
+    kept, behind = (
+        "{:.1f}, {:.1f} and {:.1f} %".format(*(100 * row[column]["accuracy"] for row in noisy))
+        for column in ("cifar10/gan", "GAN + distilled classifier")
+    )
+    assert f"`cifar10/gan` keeps {kept}, and with a distilled classifier behind it {behind}" in readme
+    widest = max((end[1] - end[0]) / 2 for row in noisy for end in (row["cifar10/gan"]["ci95"],))
+    assert f"(± {100 * widest:.1f} points at most, n = 1,000" in readme
+    parts = {row["part"]: row["accuracy"] for row in results("gan-levels")["parts"]}
+    plain, student = (parts[f"ISMN + generator, all rounds{more}"] for more in ("", " + distilled classifier"))
+    clean, pgd = ([f"{100 * part[key]['accuracy']:.1f}" for part in (student, plain)] for key in ("clean", "pgd 8/255"))
+    assert "costs clean images ({} in place of {} %) and".format(*clean) in readme
+    assert "PGD ({} in place of {} %;".format(*pgd) in readme
+    hidden = [
+        f"{100 * entry['tpr']['0.05']:.1f}"
+        for name in ("cifar10/trn", "cifar10/gan")
+        for entry in results("cifar10_joint")["detection"][name]["attacks"]
+        if entry["threat"] == "white_box"
+    ]
+    assert f"and {' and '.join(hidden)} % of those that aim at classifier and detector together" in readme
+    usual = [
+        entry["tpr"]["0.05"]
+        for name in ("cifar10/trn", "cifar10/gan")
+        for entry in results("cifar10_quick")["detection"][name]["attacks"]
+        if entry["threat"] == "gray_box" and entry["title"] in USUAL
+    ]
+    assert len(usual) == 10 and f"flag at least {100 * min(usual):.1f} % of the 8/255 attacks that they were trained on" in readme
+
+
+def test_the_readmes_table_of_unseen_attacks_is_that_of_the_results() -> None:
+    readme = text_of("README.md")
+    networks = {f"cifar10/trn{name}": f"cifar10_unseen{name.replace('-', '_')}" for name in ("", "-wide", "-coarse")}
+    named = {
+        "AutoAttack on the classifier": "autoattack",
+        "Square, 1,000 queries": "square-1000",
+        "PGD-20 of another classifier": "pgd-20",
+        "DeepFool, cut to the budget": "deepfool-50",
+        "C&W, cut to the budget": "cw-30",
+    }
+    for said, title in named.items():
+        rows = [
+            next(row for row in results(file)["rows"] if (row["restorer"], row["title"]) == (name, title))
+            for name, file in networks.items()
+        ]
+        alone = {"accuracy": rows[0]["undefended_accuracy"], "ci95": rows[0]["undefended_ci95"]}
+        assert f"| {said} | {' | '.join(in_a_table(row) for row in (alone, *rows))} |" in readme
+    worst = [results(file)["worst_case"][name]["gray_box"] for name, file in networks.items()]
+    worst.insert(0, results("cifar10_unseen")["worst_case"]["none"]["gray_box"])
+    said = f"| worst case of these and of six controls, gray_box | {' | '.join(map(in_a_table, worst))} |"
+    assert said in readme
+    known = []
+    for file in ("cifar10_quick", "cifar10_quick_wide", "cifar10_white_coarse"):
+        found = [row for row in results(file)["rows"] if row["view"] == "detached" and row["restorer"] in networks]
+        known += [spanned(row) for row in found if row["title"] == "pgd-20"]
+    assert len(known) == 3 and known[0] == known[1]
+    said = f"leaves none of them anything: {known[0]} of the first two (n = 1,000), {known[2]} of the third"
+    assert f"Through `detached` PGD-20 {said}" in readme
 
 
 def test_figures_of_the_adversarial_network_are_those_of_its_card() -> None:
