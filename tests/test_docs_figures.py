@@ -237,9 +237,30 @@ def test_figures_at_the_gans_levels_are_those_of_the_results() -> None:
     assert f"makes {other['celeba128/gan']} right, {other['none'].split(' [')[0]} without it" in spoken
     worse = [share(who, "black_box", "fgsm").split(" %")[0] for who in ("celeba128/gan", "none")]
     assert "({} and {} %)".format(*worse) in spoken
+    control, worst = found["celeba128/gan", "gray_box", "fgsm", "predicted"], faces["worst_case"]["celeba128/gan"]["gray_box"]
+    assert f"that of the predicted label leaves {spanned(control)}, and in the gray_box worst case" in spoken
+    assert f"under all of these, {spanned(worst)} are left" in spoken and len(worst["attacks"]) == 4
     known = results("celeba128_white_box")["rows"]
     (row,) = [row for row in known if (row["restorer"], row["threat"]) == ("celeba128/gan", "white_box")]
     assert f"differentiates the defence leaves {spanned(row)} at 8/255" in spoken and row["n"] == 100
+
+
+def test_figures_of_rounds_and_parts_on_faces_are_those_of_the_table() -> None:
+    made, measured = results("gan-celeba"), text_of("docs/measured.md")
+    first, second = (entry["accuracy"] for entry in made["rounds"])
+    assert f"A single round leaves {spanned(first['fgsm 0.3'])} under that FGSM, more than of clean images" in measured
+    assert first["fgsm 0.3"]["accuracy"] > first["clean"]["accuracy"]
+    assert f"(PGD {spanned(first['pgd 0.3'])} after one round, {spanned(second['pgd 0.3'])} after two)" in measured
+    (alone,) = [entry["accuracy"] for entry in made["parts"] if entry["part"] == "ISMN"]
+    said = f"The ISMN alone leaves {spanned(alone['fgsm 0.3'])} under FGSM and {spanned(alone['pgd 0.3'])} under PGD."
+    assert said in measured
+    quality = {entry["attack"]: entry for entry in made["quality"]}
+    ways = ("attacked", "ISMN only", "all rounds")
+    for attack in ("fgsm 0.3", "pgd 0.3"):
+        psnr, lpips = ([quality[attack][way][metric] for way in ways] for metric in ("psnr", "lpips"))
+        assert psnr == sorted(psnr) and lpips == sorted(lpips, reverse=True), "each step is nearer to the clean image"
+    small = [quality["fgsm 8/255"][way]["psnr"] for way in ways]
+    assert "(FGSM: {:.2f} dB attacked, {:.2f} ISMN, {:.2f} all rounds)".format(*small) in measured
 
 
 def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> None:
