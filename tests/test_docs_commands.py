@@ -168,7 +168,8 @@ def tiny_networks(place: Path) -> None:
     shape = {"channels": 3, "size": 32, "ismn": "full", "width": 8, "norm": "group"}
     loop = {"threshold": 1e9, "rounds": 2, "tolerance": 0.01}
     gan = GANNetworks(**shape).state_dict()
-    save_weights(place / "weights/cifar10/gan.safetensors", gan, {**about, "kind": "gan", "network": shape, "loop": loop})
+    for name in ("gan", "gan-longer"):
+        save_weights(place / f"weights/cifar10/{name}.safetensors", gan, {**about, "kind": "gan", "network": shape, "loop": loop})
 
 
 @pytest.fixture

@@ -245,6 +245,28 @@ def test_figures_at_the_gans_levels_are_those_of_the_results() -> None:
     assert f"differentiates the defence leaves {spanned(row)} at 8/255" in spoken and row["n"] == 100
 
 
+def test_figures_of_gan_longer_are_those_of_the_results() -> None:
+    measured, readme, name = text_of("docs/measured.md"), text_of("README.md"), "cifar10/gan-longer"
+    quick, white = results("cifar10_quick_gan_longer"), results("cifar10_white_gan_longer")
+    usual = {(row["title"], row["eps"]): row for row in quick["rows"] if row["restorer"] == name}
+    of = {
+        title: spanned(usual[title, 0 if title == "clean" else 8 / 255])
+        for title in ("clean", "fgsm", "pgd-20", "pgd-20 (predicted)")
+    }
+    noisy = [usual["gaussian[-1,1]", level] for level in (0.2, 0.3, 0.4)]
+    said = f"{of['fgsm']} under FGSM, {of['pgd-20']} under PGD-20, {of['pgd-20 (predicted)']} with the predicted label"
+    assert (
+        f"keeps {said}, and under noise of 0.2, 0.3 and 0.4 {spanned(noisy[0])}, {spanned(noisy[1])} and {spanned(noisy[2])};"
+        in measured
+    )
+    assert f"clean {of['clean']} (n = 1,000" in measured
+    (known,) = [row for row in white["rows"] if row["view"] == "detached" and row["restorer"] == name]
+    assert f"PGD-20 through `detached` leaves {spanned(known)} of the first {known['n']} images" in measured
+    short = [percent(row).removesuffix(" %") for row in (*noisy, usual["fgsm", 8 / 255], usual["pgd-20", 8 / 255])]
+    assert "more, keeps {}, {} and {} %, and {} and {} % under gray_box FGSM and PGD-20".format(*short) in readme
+    assert card(name)["recipe"]["loop"]["rounds"] == 1
+
+
 def test_figures_of_rounds_and_parts_on_faces_are_those_of_the_table() -> None:
     made, measured = results("gan-celeba"), text_of("docs/measured.md")
     first, second = (entry["accuracy"] for entry in made["rounds"])

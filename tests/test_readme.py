@@ -59,7 +59,7 @@ def test_the_readme_has_no_interval_that_stands_nowhere_else() -> None:
     plain, student = (parts[f"ISMN + generator, all rounds{more}"] for more in ("", " + distilled classifier"))
     clean, pgd = ([f"{100 * part[key]['accuracy']:.1f}" for part in (student, plain)] for key in ("clean", "pgd 8/255"))
     assert "costs clean images ({} in place of {} %) and".format(*clean) in readme
-    assert "PGD ({} in place of {} %;".format(*pgd) in readme
+    assert "PGD ({} in place of {} %).".format(*pgd) in readme
     hidden = [
         f"{100 * entry['tpr']['0.05']:.1f}"
         for name in ("cifar10/trn", "cifar10/gan")
