@@ -162,7 +162,7 @@ def tiny_networks(place: Path) -> None:
     about = {"data": "cifar10", "classifier": "cifar10/classifier"}
     trn = TwoStreamRestorationNetwork(**shape).state_dict()
     card = {**about, "kind": "trn", "network": shape, "threshold": 1.0}
-    for name in ("trn", "trn-several", "trn-wide", "trn-coarse"):
+    for name in ("trn", "trn-several", "trn-wide", "trn-coarse", "trn-balanced"):
         save_weights(place / f"weights/cifar10/{name}.safetensors", trn, card)
     save_weights(place / "weights/cifar10/trn-robust.safetensors", trn, {**card, "classifier": "cifar10/trn-robust-classifier"})
     shape = {"channels": 3, "size": 32, "ismn": "full", "width": 8, "norm": "group"}

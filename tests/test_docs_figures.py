@@ -102,6 +102,28 @@ def test_figures_of_trn_coarse_are_those_of_the_results() -> None:
     assert f"PGD-20 through `detached` leaves {spanned(known)} of the first {known['n']} images" in measured
 
 
+def test_figures_of_trn_balanced_are_those_of_the_results() -> None:
+    measured, name = text_of("docs/measured.md"), "cifar10/trn-balanced"
+    made, quick, white, longer = (results(f"cifar10_{kind}_balanced") for kind in ("unseen", "quick", "white", "pgd40"))
+    assert under_unseen_attacks(made, name, said_of_autoattack="after AutoAttack on its classifier") in measured
+    usual = {row["title"]: row for row in quick["rows"] if row["restorer"] == name}
+    five = [percent(usual[title]).removesuffix(" %") for title in USUAL]
+    (pgd,) = [row for row in longer["rows"] if row["restorer"] == name and row["title"] == "pgd-40"]
+    said = (
+        f"clean {spanned(usual['clean'])}, after FGSM, FFGSM, BIM-10, PGD-20 and MIM-10 {', '.join(five[:-1])} and {five[-1]} %"
+    )
+    widest = max((high - low) / 2 for low, high in (usual[title]["ci95"] for title in USUAL))
+    assert f"{said} (each ± {100 * widest:.1f} points at most), PGD-40 {spanned(pgd)};" in measured
+    (known,) = [row for row in white["rows"] if row["view"] == "detached" and row["restorer"] == name]
+    assert f"PGD-20 through `detached` leaves {spanned(known)} of the first {known['n']} images" in measured
+    speed = {who: f"{cost['images_per_second']:.0f}" for who, cost in made["cost"].items()}
+    assert {cost["threads"] for cost in made["cost"].values()} == {1}
+    assert f"sees {speed[name]} images/s on one thread" in measured and f"answer (alone {speed['none']};" in measured
+    gan = results("cifar10_quick_gan_longer")["cost"]["cifar10/gan-longer"]
+    said = f"sees {speed[name]} images/s on one thread of a newer processor, in batches of 100, the classifier's answer counted, "
+    assert f"{said}the GAN {gan['images_per_second']:.0f} where none is flagged" in text_of("README.md")
+
+
 def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
     made = results("trn-ablation")
     measured = text_of("docs/measured.md")

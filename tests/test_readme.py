@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,8 +78,7 @@ def test_the_readme_has_no_interval_that_stands_nowhere_else() -> None:
 
 
 def test_the_readmes_table_of_unseen_attacks_is_that_of_the_results() -> None:
-    readme = text_of("README.md")
-    networks = {f"cifar10/trn{name}": f"cifar10_unseen{name.replace('-', '_')}" for name in ("", "-wide", "-coarse")}
+    readme, later = text_of("README.md"), "cifar10/trn-balanced"
     named = {
         "AutoAttack on the classifier": "autoattack",
         "Square, 1,000 queries": "square-1000",
@@ -86,24 +86,35 @@ def test_the_readmes_table_of_unseen_attacks_is_that_of_the_results() -> None:
         "DeepFool, cut to the budget": "deepfool-50",
         "C&W, cut to the budget": "cw-30",
     }
+    first, then = results("cifar10_unseen"), results("cifar10_unseen_balanced")
+
+    def rows_of(made: dict[str, Any], restorer: str) -> dict[str, dict[str, Any]]:
+        return {row["title"]: row for row in made["rows"] if row["restorer"] == restorer and row["threat"] != "white_box"}
+
+    def alone(row: dict[str, Any]) -> dict[str, Any]:
+        return {"accuracy": row["undefended_accuracy"], "ci95": row["undefended_ci95"]}
+
+    def line(said: str, *figures: dict[str, Any]) -> str:
+        return f"| {said} | {' | '.join(in_a_table(figure) for figure in figures)} |"
+
+    before, after = rows_of(first, "cifar10/trn"), rows_of(then, later)
     for said, title in named.items():
-        rows = [
-            next(row for row in results(file)["rows"] if (row["restorer"], row["title"]) == (name, title))
-            for name, file in networks.items()
-        ]
-        alone = {"accuracy": rows[0]["undefended_accuracy"], "ci95": rows[0]["undefended_ci95"]}
-        assert f"| {said} | {' | '.join(in_a_table(row) for row in (alone, *rows))} |" in readme
-    worst = [results(file)["worst_case"][name]["gray_box"] for name, file in networks.items()]
-    worst.insert(0, results("cifar10_unseen")["worst_case"]["none"]["gray_box"])
-    said = f"| worst case of these and of six controls, gray_box | {' | '.join(map(in_a_table, worst))} |"
-    assert said in readme
+        assert line(said, alone(before[title]), before[title], after[title]) in readme
+        assert abs(before[title]["undefended_accuracy"] - after[title]["undefended_accuracy"]) < 0.005, "the same attacked images"
+    worst = (first["worst_case"][name]["gray_box"] for name in ("none", "cifar10/trn"))
+    said = "worst case of these and of six controls, gray_box"
+    assert line(said, *worst, then["worst_case"][later]["gray_box"]) in readme
+    quick = results("cifar10_quick")
+    before, after = rows_of(quick, "cifar10/trn"), rows_of(results("cifar10_quick_balanced"), later)
+    assert line("clean images", quick["classifier"], before["clean"], after["clean"]) in readme
+    lowest = [min((row[title] for title in USUAL), key=lambda row: row["accuracy"]) for row in (before, after)]
+    bare = min((alone(before[title]) for title in USUAL), key=lambda figure: figure["accuracy"])
+    assert line("the lowest of FGSM, FFGSM, BIM-10, PGD-20, MIM-10", bare, *lowest) in readme
     known = []
-    for file in ("cifar10_quick", "cifar10_quick_wide", "cifar10_white_coarse"):
-        found = [row for row in results(file)["rows"] if row["view"] == "detached" and row["restorer"] in networks]
-        known += [spanned(row) for row in found if row["title"] == "pgd-20"]
-    assert len(known) == 3 and known[0] == known[1]
-    said = f"leaves none of them anything: {known[0]} of the first two (n = 1,000), {known[2]} of the third"
-    assert f"Through `detached` PGD-20 {said}" in readme
+    for file, name in (("cifar10_quick", "cifar10/trn"), ("cifar10_white_balanced", later)):
+        (row,) = [row for row in results(file)["rows"] if row["view"] == "detached" and row["restorer"] == name]
+        known.append(f"{spanned(row)} (n = {row['n']:,}")
+    assert f"Through `detached` PGD-20 leaves neither anything: {known[0]}) and {known[1]};" in readme
 
 
 def test_figures_of_the_adversarial_network_are_those_of_its_card() -> None:
