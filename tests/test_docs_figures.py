@@ -144,20 +144,46 @@ def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
     assert f"both − image {gain('image', 'pgd')} under PGD-20, both − maps {gain('maps', 'pgd')}, three seeds" in page
 
 
-def test_figures_of_training_attacks_are_those_of_the_table() -> None:
-    made = results("trn-cross-attack")
+@pytest.mark.parametrize(
+    ("table", "above", "spread"),
+    [
+        ("trn-cross-attack", "21 of 25 on CIFAR-10", "over {} to {} on CIFAR-10 ({} to {})"),
+        (
+            "trn-cross-attack-fashion",
+            "in 25 of 25 cells on Fashion-MNIST",
+            "over {} to {} points on Fashion-MNIST (adversarial training {} to {})",
+        ),
+    ],
+)
+def test_figures_of_training_attacks_are_those_of_the_table(table: str, above: str, spread: str) -> None:
+    made = results(table)
     page = text_of("docs/reproducing-the-papers.md")
     rows = {row["trained_on"]: row for row in made["rows"]}
-    attacks = list(rows)
-    assert trn_cross_attack.learnt_nothing(made["rows"], made["no_defence"], attacks) == ["fgsm", "ffgsm", "mim"]
-    assert "trained on FGSM, FFGSM or MIM for 300 steps it leaves" in page and "of five TRNs (300 steps" in page
-    own = " and ".join(f"{100 * rows[name]['trn'][name]['accuracy']:.1f}" for name in ("pgd", "bim"))
-    spread = " and ".join(f"{100 * rows[name]['variation']['trn']:.1f}" for name in ("pgd", "bim"))
-    others = [100 * row["variation"]["adversarial_training"] for row in rows.values()]
-    said = f"keep {own} % under their own attack and spread over {spread} points, the adversarially trained classifiers over "
-    assert f"{said}{min(others):.1f} to {max(others):.1f}:" in page
-    note = trn_cross_attack.table(config_of("trn-cross-attack"), made["rows"], made["no_defence"]).note
-    assert note in (ROOT / "results" / "trn-cross-attack.md").read_text(encoding="utf-8")
+    sides = ("trn", "adversarial_training")
+    cells = [[row[side][faced]["accuracy"] for side in sides] for row in made["rows"] for faced in rows]
+    assert f"{sum(ours > theirs for ours, theirs in cells)} of {len(cells)}" in above and above in page
+    ends = [f"{100 * end([row['variation'][side] for row in made['rows']]):.1f}" for side in sides for end in (min, max)]
+    assert spread.format(*ends) in page
+    assert trn_cross_attack.learnt_nothing(made["rows"], made["no_defence"], list(rows)) == []
+    note = trn_cross_attack.table(config_of(table), made["rows"], made["no_defence"]).note
+    assert note in (ROOT / "results" / f"{table}.md").read_text(encoding="utf-8")
+    if table == "trn-cross-attack":
+        left = [100 * rows[name]["trn"][faced]["accuracy"] for name in ("pgd", "bim") for faced in ("fgsm", "ffgsm")]
+        alone = " and ".join(f"{100 * made['no_defence'][faced]['accuracy']:.1f}" for faced in ("fgsm", "ffgsm"))
+        said = f"{min(left):.1f} to {max(left):.1f} % under FGSM and FFGSM (the classifier alone {alone} %)"
+        assert f"trained on PGD or BIM alone leaves {said}" in page
+        clean = [100 * row["adversarial_training"]["clean"]["accuracy"] for row in made["rows"]]
+        assert f"{min(clean):.1f} to {max(clean):.1f} % on clean images of CIFAR-10" in page
+
+
+@pytest.mark.parametrize(("table", "data"), [("trn-attacks", "CIFAR-10"), ("trn-attacks-fashion", "Fashion-MNIST")])
+def test_margins_over_the_other_defences_are_those_of_the_table(table: str, data: str) -> None:
+    *others, ours = results(table)["defences"]
+    page = text_of("docs/reproducing-the-papers.md")
+    attacks = ("fgsm", "ffgsm", "pgd", "bim", "mim")
+    margins = [ours[name]["accuracy"] - max(row[name]["accuracy"] for row in others) for name in attacks]
+    assert min(margins) > 0
+    assert f"{100 * min(margins):.1f} or more on {data}" in page or f"{100 * min(margins):.1f} points or more on {data}" in page
 
 
 @pytest.mark.parametrize(("table", "spoken"), [("trn-blocks", "PGD-20 leaves"), ("trn-blocks-fashion", "on Fashion-MNIST")])
