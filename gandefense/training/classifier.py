@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gandefense import classifiers, distributed
 from gandefense.attacks.cache import fingerprint
+from gandefense.attacks.noise import gaussian_signed
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.data.batches import at_once, augmentation, batch_indices, batches, content_hash, to_float
@@ -49,6 +50,7 @@ class OptimiserConfig:
     warmup: float = 0.2  # fraction of the steps in which the learning rate rises
     label_smoothing: float = 0.1  # share of the label that is spread over all classes
     erase: float = 0.0  # probability of random erasing
+    noise: float = 0.0  # largest level of Gaussian noise on the [-1, 1] scale, drawn uniformly from 0 for each image; 0: none
     ema_decay: float = 0.998  # of the weights that are kept in the end
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
@@ -65,6 +67,13 @@ class ClassifierConfig:
     start: str | None = None  # weights to start from: a run folder or safetensors file of fitting shapes; None: random
     train: OptimiserConfig = field(default_factory=OptimiserConfig)
     resume: str | None = None  # a run folder to go on with; on the command line, alone
+
+
+def with_noise(images: Tensor, largest: float) -> Tensor:
+    """Images (B, C, H, W) in [0, 1] under Gaussian noise, each at a level drawn uniformly from 0 to `largest` on [-1, 1]."""
+    if largest == 0:
+        return images
+    return gaussian_signed(images, largest * torch.rand(len(images), 1, 1, 1, device=images.device))
 
 
 @torch.no_grad()
@@ -115,7 +124,7 @@ def _train(config: ClassifierConfig, device: torch.device) -> Path:
         counts={"train.batch_size": options.batch_size},
         positive={"train.epochs": options.epochs, "train.learning_rate": options.learning_rate},
         shares={"train.label_smoothing": options.label_smoothing, "train.momentum": options.momentum},
-        not_negative={"train.weight_decay": options.weight_decay},
+        not_negative={"train.weight_decay": options.weight_decay, "train.noise": options.noise},
     )
     adversarial.check(options.adversarial)
     vaccination.check(options.jpeg)
@@ -165,15 +174,18 @@ def _train(config: ClassifierConfig, device: torch.device) -> Path:
             batch: Tensor = augment(to_float(images.images[chosen].to(device)))
             labels = images.labels[chosen].to(device)
             batch = vaccination.vaccinated(batch, options.jpeg).contiguous(memory_format=torch.channels_last)
+            noisy = with_noise(batch, options.noise)
             gamma = attacks.awp.gamma if step >= attacks.awp.warmup * per_epoch else 0.0
             optimiser.zero_grad(set_to_none=True)
             mine = parts(batch_size, options.accumulate, device)
             for part in mine:
-                clean, goals = batch[part.rows], labels[part.rows]
+                shown, goals = noisy[part.rows], labels[part.rows]
                 with part.drawing(), autocast(device, config.run.precision):
-                    attacked = adversarial.attacked_batch(network, clean, goals, attacks)
-                    targets = goals if teacher is None else soft_labels(teacher, clean, options.distillation.teacher_temperature)
-                terms = (network, clean, attacked, targets, attacks)
+                    attacked = adversarial.attacked_batch(network, shown, goals, attacks)
+                    targets = goals
+                    if teacher is not None:  # it is asked about the image without the noise
+                        targets = soft_labels(teacher, batch[part.rows], options.distillation.teacher_temperature)
+                terms = (network, shown, attacked, targets, attacks)
                 objective = partial(_objective, *terms, options.label_smoothing, part.share, device, config.run.precision)
                 with perturbed_weights(network, objective, gamma):
                     loss = objective()

@@ -21,7 +21,7 @@ from gandefense.data import datasets
 from gandefense.errors import UserError
 from gandefense.training import adversarial
 from gandefense.training.adversarial import AdversarialConfig, WeightPerturbationConfig
-from gandefense.training.classifier import ClassifierConfig, OptimiserConfig, accuracy, one_cycle, train
+from gandefense.training.classifier import ClassifierConfig, OptimiserConfig, accuracy, one_cycle, train, with_noise
 from gandefense.training.run import Run
 from gandefense.training.vaccination import JpegConfig
 from gandefense.weights_io import load_weights
@@ -77,17 +77,40 @@ def test_adversarial_training_keeps_more_under_attack(config: Callable[..., Clas
     assert kept["fgsm"] > kept["none"] + 0.05
 
 
+def test_noise_has_a_level_for_each_image() -> None:
+    torch.manual_seed(0)
+    grey = torch.full((400, 3, 16, 16), 0.5)
+    deviation = (with_noise(grey, 0.4) - grey).flatten(1).std(1)  # half of the level, which is meant for [-1, 1]
+    assert deviation.min() < 0.005 and 0.18 < deviation.max() < 0.22
+    assert deviation.mean().item() == pytest.approx(0.1, abs=0.01)
+    assert with_noise(grey, 0) is grey
+
+
+def test_training_on_noise_keeps_more_under_noise(config: Callable[..., ClassifierConfig]) -> None:
+    validation = datasets.load(DataConfig(), "validation")
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.3 * torch.randn(validation.images.shape, generator=generator)
+    noisy = validation._replace(images=(validation.images / 255 + noise).clamp(0, 1))
+    kept = {}
+    for largest in (0.0, 0.8):
+        settings = config(epochs=8)
+        settings.train.noise = largest
+        kept[largest] = accuracy(zoo.load_classifier(train(settings)), noisy, CPU)
+    assert kept[0.8] > kept[0.0] + 0.05
+
+
 @pytest.mark.parametrize("method", ["trades", "alp"])
 def test_each_method_resumes_where_it_stopped(
     config: Callable[..., ClassifierConfig], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """Stopped by an error in the ninth step of fourteen, one after a checkpoint; perturbed weights and JPEG included."""
+    """Stopped by an error in the ninth step of fourteen, one after a checkpoint; perturbed weights, JPEG and noise included."""
 
     def settings() -> ClassifierConfig:
         fresh = config(epochs=2, checkpoint_every=4)
         weights = WeightPerturbationConfig(gamma=0.01, warmup=0.5)
         fresh.train.adversarial = AdversarialConfig(method=method, steps=2, awp=weights, validation_images=20)
         fresh.train.jpeg = JpegConfig(probability=0.5, qualities=[30, 60])
+        fresh.train.noise = 0.2
         return fresh
 
     whole = load_weights(train(settings()))[0]
@@ -183,6 +206,7 @@ def test_the_limit_cuts_training_images_but_never_validation(config: Callable[..
         ({"momentum": -0.1}, "train.momentum must lie in .0, 1., got -0.1"),
         ({"epochs": float("inf")}, "train.epochs must be a finite number, got inf"),
         ({"ema_decay": -0.1}, "ema_decay must lie in .0, 1., got -0.1"),
+        ({"noise": -0.1}, "train.noise must not be negative, got -0.1"),
         ({"weight_decay": float("inf")}, "train.weight_decay must be a finite number"),
     ],
 )
