@@ -116,12 +116,26 @@ def test_figures_of_trn_balanced_are_those_of_the_results() -> None:
     assert f"{said} (each ± {100 * widest:.1f} points at most), PGD-40 {spanned(pgd)};" in measured
     (known,) = [row for row in white["rows"] if row["view"] == "detached" and row["restorer"] == name]
     assert f"PGD-20 through `detached` leaves {spanned(known)} of the first {known['n']} images" in measured
+    spoken, before = speaker(made, name), {row["title"]: row for row in results("cifar10_unseen")["rows"]}
+    first = {(row["title"], row["eps"]): row for row in results("cifar10_quick")["rows"] if row["restorer"] == "cifar10/trn"}
+    leak = f"leaves {spoken('fgsm (predicted)')}, from the true one {spanned(usual['fgsm'])}"
+    earlier = f"{percent(before['fgsm (predicted)']).removesuffix(' %')} and {percent(first['fgsm', 8 / 255])}"
+    assert f"the predicted label {leak} (`cifar10/trn` {earlier}), PGD-40" in measured
+    assert f"PGD-40 {spoken('pgd-40 (predicted)')}, towards a random label {spoken('pgd-40 (random_target)')}." in measured
+    assert leak in text_of("README.md")
+    (noisy,) = [row for row in quick["rows"] if row["attack"] == "gaussian[-1,1]" and row["eps"] == 0.2]
+    earlier = percent(first["gaussian[-1,1]", 0.2]).removesuffix(" %")
+    assert f"less than `cifar10/trn`: {percent(noisy)} in place of {earlier} at 0.2" in measured
     speed = {who: f"{cost['images_per_second']:.0f}" for who, cost in made["cost"].items()}
     assert {cost["threads"] for cost in made["cost"].values()} == {1}
     assert f"sees {speed[name]} images/s on one thread" in measured and f"answer (alone {speed['none']};" in measured
     gan = results("cifar10_quick_gan_longer")["cost"]["cifar10/gan-longer"]
     said = f"sees {speed[name]} images/s on one thread of a newer processor, in batches of 100, the classifier's answer counted, "
-    assert f"{said}the GAN {gan['images_per_second']:.0f} where none is flagged" in text_of("README.md")
+    readme, bare = text_of("README.md"), results("cifar10_quick_gan_longer")["cost"]["none"]["images_per_second"]
+    assert f"{said}while the classifier alone sees {speed['none']} (" in readme
+    assert f"a run in which the classifier alone sees {bare:.0f}, sees {gan['images_per_second']:.0f} where none is" in readme
+    slowest = min(results(f"cifar10_{kind}_balanced")["cost"][name]["images_per_second"] for kind in ("quick", "pgd40", "unseen"))
+    assert f"busier work as few as {slowest:.0f}." in measured
 
 
 def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
@@ -142,6 +156,14 @@ def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
     assert f"the maps add {gain('image', 'pgd')} there and {gain('image', 'clean')} on clean images" in measured
     page = text_of("docs/reproducing-the-papers.md")
     assert f"both − image {gain('image', 'pgd')} under PGD-20, both − maps {gain('maps', 'pgd')}, three seeds" in page
+    made = results("trn-ablation-fashion")  # of which `mean` and `gain` speak from here on
+    assert f"on Fashion-MNIST {gain('image', 'pgd')} and {gain('maps', 'pgd')}: [`trn-ablation`]" in page
+    assert (
+        f"On Fashion-MNIST, so trained, they add {gain('image', 'pgd')} under PGD-20 to the image's {mean('image')}" in measured
+    )
+    low, high = made["differences"]["both − image"]["clean"]["ci95"]
+    assert low < 0 < high and f"alone they keep {mean('maps')}, more than the image does" in measured
+    assert f"on Fashion-MNIST {gain('image', 'pgd')}, for ten backward passes" in text_of("README.md")
 
 
 @pytest.mark.parametrize(
@@ -283,8 +305,9 @@ def test_figures_at_the_gans_levels_are_those_of_the_results() -> None:
     assert alone["none"] == behind["none"] and f"clean images {alone['none'].split(' [')[0]} with it and without it" in spoken
     other = {who: share(who, "black_box", "pgd") for who in ("none", "celeba128/gan")}
     assert f"makes {other['celeba128/gan']} right, {other['none'].split(' [')[0]} without it" in spoken
-    worse = [share(who, "black_box", "fgsm").split(" %")[0] for who in ("celeba128/gan", "none")]
-    assert "({} and {} %)".format(*worse) in spoken
+    worse = [share(who, "black_box", "fgsm") for who in ("celeba128/gan", "none")]
+    assert "fewer than without it, {} and {}, and fewer than before".format(*worse) in spoken
+    assert "another classifier: {} with it, {} without".format(*worse) in text_of("README.md")
     control, worst = found["celeba128/gan", "gray_box", "fgsm", "predicted"], faces["worst_case"]["celeba128/gan"]["gray_box"]
     assert f"that of the predicted label leaves {spanned(control)}, and in the gray_box worst case" in spoken
     assert f"under all of these, {spanned(worst)} are left" in spoken and len(worst["attacks"]) == 4
@@ -313,6 +336,14 @@ def test_figures_of_gan_longer_are_those_of_the_results() -> None:
     short = [percent(row).removesuffix(" %") for row in (*noisy, usual["fgsm", 8 / 255], usual["pgd-20", 8 / 255])]
     assert "more, keeps {}, {} and {} %, and {} and {} % under gray_box FGSM and PGD-20".format(*short) in readme
     assert card(name)["recipe"]["loop"]["rounds"] == 1
+    rows = [row for row in results("cifar10_quick")["rows"] if row["restorer"] == "cifar10/gan" and row["view"] == "oblivious"]
+    earlier = {(row["title"], row["eps"]): row for row in rows}
+    fgsm, *others = (
+        earlier[key] for key in [("fgsm", 8 / 255), ("pgd-20", 8 / 255), *(("gaussian[-1,1]", e) for e in (0.2, 0.3, 0.4))]
+    )
+    spoken = [percent(row).removesuffix(" %") for row in others]
+    assert f"{percent(fgsm)} under FGSM, which is clearly less, and {', '.join(spoken[:-1])} and {spoken[-1]} %" in measured
+    assert fgsm["ci95"][1] < usual["fgsm", 8 / 255]["accuracy"]
 
 
 def test_figures_of_rounds_and_parts_on_faces_are_those_of_the_table() -> None:

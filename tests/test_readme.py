@@ -82,7 +82,7 @@ def test_the_readmes_table_of_unseen_attacks_is_that_of_the_results() -> None:
     named = {
         "AutoAttack on the classifier": "autoattack",
         "Square, 1,000 queries": "square-1000",
-        "PGD-20 of another classifier": "pgd-20",
+        "PGD-20 of another classifier (black_box)": "pgd-20",
         "DeepFool, cut to the budget": "deepfool-50",
         "C&W, cut to the budget": "cw-30",
     }
@@ -102,7 +102,9 @@ def test_the_readmes_table_of_unseen_attacks_is_that_of_the_results() -> None:
         assert line(said, alone(before[title]), before[title], after[title]) in readme
         assert abs(before[title]["undefended_accuracy"] - after[title]["undefended_accuracy"]) < 0.005, "the same attacked images"
     worst = (first["worst_case"][name]["gray_box"] for name in ("none", "cifar10/trn"))
-    said = "worst case of these and of six controls, gray_box"
+    said = "worst case, gray_box: rows 3, 4, 6, 7 and six controls"
+    asked = {row["title"] for row in then["rows"] if row["restorer"] == later and row["threat"] == "gray_box"} - {"clean"}
+    assert len(asked - set(named.values())) == 6 and len(asked & set(named.values())) == 4
     assert line(said, *worst, then["worst_case"][later]["gray_box"]) in readme
     quick = results("cifar10_quick")
     before, after = rows_of(quick, "cifar10/trn"), rows_of(results("cifar10_quick_balanced"), later)
