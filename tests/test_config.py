@@ -172,6 +172,15 @@ def test_shipped_classifier_configs_fit_their_schema(path: Path) -> None:
     assert config.load(ClassifierConfig, path, given).architecture in CLASSIFIERS
 
 
+def test_the_shipped_average_fits_its_schema() -> None:
+    from gandefense.training.averaging import AverageConfig
+
+    loaded = config.load(
+        AverageConfig, ROOT / "configs" / "average" / "cifar10_noise.yaml", ["networks=[RUN,RUN,cifar10/classifier]"]
+    )
+    assert len(loaded.shares) == len(loaded.networks)
+
+
 TRN_RECIPES = sorted((ROOT / "configs" / "trn").glob("*.yaml"))
 
 

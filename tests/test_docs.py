@@ -22,6 +22,7 @@ from gandefense.command_line import split_arguments
 from gandefense.evaluation import checks, curve_checks, settings
 from gandefense.evaluation.settings import EvaluateConfig
 from gandefense.restorers.base import Restoration
+from gandefense.training.averaging import AverageConfig
 from gandefense.training.classifier import ClassifierConfig
 from gandefense.training.gan_config import GANConfig
 from gandefense.training.joint import JointConfig
@@ -36,6 +37,7 @@ API = runpy.run_path(str(ROOT / "tools" / "api_pages.py"))
 SCHEMAS = {
     "evaluate": EvaluateConfig,
     "train_classifier": ClassifierConfig,
+    "average_weights": AverageConfig,
     "train_trn": TRNConfig,
     "train_gan": GANConfig,
     "train_joint": JointConfig,

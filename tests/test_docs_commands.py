@@ -49,6 +49,7 @@ CHEAP_EVALUATION = (
 SHORTER: dict[str, str] = {
     "tools/train_classifier.py": "architecture=tiny data.limit=24 train.epochs=1 train.batch_size=12 "
     "train.adversarial.validation_images=2",
+    "tools/average_weights.py": f"networks=[{TINY},{TINY},{TINY}] data.limit=24 batches=1 batch_size=12",
     "tools/train_trn.py": f"{TINY_TRAINING} network.width=8 network.blocks=1 network.halvings=0",
     "tools/train_gan.py": f"{TINY_TRAINING} distil.steps=1 distil.batch_size=4 network.width=8 network.discriminator_width=8 "
     "adapt.steps=1 adapt.batch_size=4",
@@ -156,6 +157,7 @@ def tiny_networks(place: Path) -> None:
     tensors = trained()
     card = {"kind": "classifier", "architecture": "tiny", "data": "cifar10"}
     shipped = ("classifier", "surrogate", "adversarial-small", "classifier-at", "classifier-at-one-step", "trn-robust-classifier")
+    shipped += ("classifier-noise",)
     for name in (TINY, *(f"weights/cifar10/{name}.safetensors" for name in shipped)):
         save_weights(place / name, tensors, card)
     shape = {"channels": 3, "labels": 10, "width": 8, "blocks": 1, "halvings": 0, "streams": "both"}
@@ -170,6 +172,8 @@ def tiny_networks(place: Path) -> None:
     gan = GANNetworks(**shape).state_dict()
     for name in ("gan", "gan-longer"):
         save_weights(place / f"weights/cifar10/{name}.safetensors", gan, {**about, "kind": "gan", "network": shape, "loop": loop})
+    card = {**about, "classifier": "cifar10/classifier-noise", "kind": "gan", "network": shape, "loop": loop}
+    save_weights(place / "weights/cifar10/gan-noise.safetensors", gan, card)
 
 
 @pytest.fixture

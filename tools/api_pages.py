@@ -44,6 +44,7 @@ PAGES: dict[str, tuple[str, list[str]]] = {
 }
 CONFIGS = {  # config class → (its file, the tool and the configs that it is the schema of)
     "ClassifierConfig": ("training/classifier.py", "tools/train_classifier.py", "configs/classifier"),
+    "AverageConfig": ("training/averaging.py", "tools/average_weights.py", "configs/average"),
     "TRNConfig": ("training/trn.py", "tools/train_trn.py", "configs/trn"),
     "GANConfig": ("training/gan_config.py", "tools/train_gan.py", "configs/gan"),
     "JointConfig": ("training/joint_start.py", "tools/train_joint.py", "configs/joint"),
