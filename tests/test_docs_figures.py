@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gandefense import config
+from gandefense.evaluation.metrics import clearly_above
 from gandefense.reproduce import trn_cross_attack
 from tests.helpers.figures import (
     ROOT,
@@ -119,13 +120,28 @@ def test_figures_of_trn_balanced_are_those_of_the_results() -> None:
     spoken, before = speaker(made, name), {row["title"]: row for row in results("cifar10_unseen")["rows"]}
     first = {(row["title"], row["eps"]): row for row in results("cifar10_quick")["rows"] if row["restorer"] == "cifar10/trn"}
     leak = f"leaves {spoken('fgsm (predicted)')}, from the true one {spanned(usual['fgsm'])}"
-    earlier = f"{percent(before['fgsm (predicted)']).removesuffix(' %')} and {percent(first['fgsm', 8 / 255])}"
-    assert f"the predicted label {leak} (`cifar10/trn` {earlier}), PGD-40" in measured
-    assert f"PGD-40 {spoken('pgd-40 (predicted)')}, towards a random label {spoken('pgd-40 (random_target)')}." in measured
+    earlier = [f"`cifar10/trn` {percent(before['fgsm (predicted)']).removesuffix(' %')} and {percent(first['fgsm', 8 / 255])}"]
+    for short in ("wide", "coarse"):
+        figures = [speaker(results(f"cifar10_{kind}_{short}"), f"cifar10/trn-{short}") for kind in ("unseen", "quick")]
+        predicted, true = (of(title).split(" %")[0] for of, title in zip(figures, ("fgsm (predicted)", "fgsm"), strict=True))
+        earlier.append(f"`cifar10/trn-{short}` {predicted} and {true} %")
+    assert f"the predicted label {leak} ({', '.join(earlier)})." in measured
+    assert f"PGD-40 of the predicted label leaves {spoken('pgd-40 (predicted)')}." in measured
+    for kind in ("unseen", "quick"):
+        now, then = (
+            {
+                (row["title"], row["eps"]): row
+                for row in results(f"cifar10_{kind}_{short}")["rows"]
+                if row["restorer"].endswith(short)
+            }
+            for short in ("balanced", "coarse")
+        )
+        assert not any(clearly_above(now[key], then[key]) for key in now), "none clearly better than trn-coarse"
     assert leak in text_of("README.md")
     (noisy,) = [row for row in quick["rows"] if row["attack"] == "gaussian[-1,1]" and row["eps"] == 0.2]
-    earlier = percent(first["gaussian[-1,1]", 0.2]).removesuffix(" %")
-    assert f"less than `cifar10/trn`: {percent(noisy)} in place of {earlier} at 0.2" in measured
+    earlier = first["gaussian[-1,1]", 0.2]
+    assert f"less than `cifar10/trn`: {spanned(noisy)} in place of {spanned(earlier)} at 0.2" in measured
+    assert clearly_above(earlier, noisy)
     speed = {who: f"{cost['images_per_second']:.0f}" for who, cost in made["cost"].items()}
     assert {cost["threads"] for cost in made["cost"].values()} == {1}
     assert f"sees {speed[name]} images/s on one thread" in measured and f"answer (alone {speed['none']};" in measured
@@ -135,7 +151,7 @@ def test_figures_of_trn_balanced_are_those_of_the_results() -> None:
     assert f"{said}while the classifier alone sees {speed['none']} (" in readme
     assert f"a run in which the classifier alone sees {bare:.0f}, sees {gan['images_per_second']:.0f} where none is" in readme
     slowest = min(results(f"cifar10_{kind}_balanced")["cost"][name]["images_per_second"] for kind in ("quick", "pgd40", "unseen"))
-    assert f"busier work as few as {slowest:.0f}." in measured
+    assert f"in another run, beside busier work, {slowest:.0f}." in measured
 
 
 def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
@@ -157,22 +173,24 @@ def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
     page = text_of("docs/reproducing-the-papers.md")
     assert f"both − image {gain('image', 'pgd')} under PGD-20, both − maps {gain('maps', 'pgd')}, three seeds" in page
     made = results("trn-ablation-fashion")  # of which `mean` and `gain` speak from here on
-    assert f"on Fashion-MNIST {gain('image', 'pgd')} and {gain('maps', 'pgd')}: [`trn-ablation`]" in page
+    assert f"on Fashion-MNIST {gain('image', 'pgd')} and {gain('maps', 'pgd')} (intervals over" in page
     assert (
         f"On Fashion-MNIST, so trained, they add {gain('image', 'pgd')} under PGD-20 to the image's {mean('image')}" in measured
     )
     low, high = made["differences"]["both − image"]["clean"]["ci95"]
-    assert low < 0 < high and f"alone they keep {mean('maps')}, more than the image does" in measured
+    assert f"and {gain('image', 'clean').removeprefix('+')} on clean images; alone they keep {mean('maps')}, more" in measured
+    apart = (made["variants"][streams]["pgd"]["mean"] for streams in ("maps", "image"))
+    assert low < 0 < high and next(apart) > next(apart)
     assert f"on Fashion-MNIST {gain('image', 'pgd')}, for ten backward passes" in text_of("README.md")
 
 
 @pytest.mark.parametrize(
     ("table", "above", "spread"),
     [
-        ("trn-cross-attack", "21 of 25 on CIFAR-10", "over {} to {} on CIFAR-10 ({} to {})"),
+        ("trn-cross-attack", "{} of {} on CIFAR-10 ({})", "over {} to {} on CIFAR-10 ({} to {}, at"),
         (
             "trn-cross-attack-fashion",
-            "in 25 of 25 cells on Fashion-MNIST",
+            "in {} of {} cells on Fashion-MNIST ({} of them clearly)",
             "over {} to {} points on Fashion-MNIST (adversarial training {} to {})",
         ),
     ],
@@ -182,30 +200,48 @@ def test_figures_of_training_attacks_are_those_of_the_table(table: str, above: s
     page = text_of("docs/reproducing-the-papers.md")
     rows = {row["trained_on"]: row for row in made["rows"]}
     sides = ("trn", "adversarial_training")
-    cells = [[row[side][faced]["accuracy"] for side in sides] for row in made["rows"] for faced in rows]
-    assert f"{sum(ours > theirs for ours, theirs in cells)} of {len(cells)}" in above and above in page
+    cells = [[row[side][faced] for side in sides] for row in made["rows"] for faced in rows]
+    higher = sum(ours["accuracy"] > theirs["accuracy"] for ours, theirs in cells)
+    assert above.format(higher, len(cells), sum(clearly_above(*cell) for cell in cells)) in page
     ends = [f"{100 * end([row['variation'][side] for row in made['rows']]):.1f}" for side in sides for end in (min, max)]
     assert spread.format(*ends) in page
     assert trn_cross_attack.learnt_nothing(made["rows"], made["no_defence"], list(rows)) == []
     note = trn_cross_attack.table(config_of(table), made["rows"], made["no_defence"]).note
     assert note in (ROOT / "results" / f"{table}.md").read_text(encoding="utf-8")
     if table == "trn-cross-attack":
-        left = [100 * rows[name]["trn"][faced]["accuracy"] for name in ("pgd", "bim") for faced in ("fgsm", "ffgsm")]
-        alone = " and ".join(f"{100 * made['no_defence'][faced]['accuracy']:.1f}" for faced in ("fgsm", "ffgsm"))
-        said = f"{min(left):.1f} to {max(left):.1f} % under FGSM and FFGSM (the classifier alone {alone} %)"
-        assert f"trained on PGD or BIM alone leaves {said}" in page
+        alone, pgd, bim = (
+            [faced_by[faced] for faced in ("fgsm", "ffgsm")]
+            for faced_by in (made["no_defence"], rows["pgd"]["trn"], rows["bim"]["trn"])
+        )
+        said = [" and ".join(percent(figure).removesuffix(" %") for figure in pair) for pair in (alone, pgd, bim)]
+        assert f"the classifier alone has {said[0]} % right, {said[1]} after training on PGD alone, which is no" in page
+        assert f"and {said[2]} after BIM" in page
+        assert not any(map(clearly_above, pgd, alone)) and all(map(clearly_above, bim, alone))
+        low, *_, high = sorted(100 * row["adversarial_training"][faced]["accuracy"] for row in made["rows"] for faced in rows)
+        assert f"at {low:.1f} to {high:.1f} % right)" in page
         clean = [100 * row["adversarial_training"]["clean"]["accuracy"] for row in made["rows"]]
         assert f"{min(clean):.1f} to {max(clean):.1f} % on clean images of CIFAR-10" in page
 
 
-@pytest.mark.parametrize(("table", "data"), [("trn-attacks", "CIFAR-10"), ("trn-attacks-fashion", "Fashion-MNIST")])
-def test_margins_over_the_other_defences_are_those_of_the_table(table: str, data: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "best", "said"),
+    [
+        ("trn-attacks", "cifar10/gan", "above `cifar10/gan` by {:.1f} points or more"),
+        ("trn-attacks-fashion", "adversarial training", "above the adversarially trained classifier by {:.1f} or more"),
+    ],
+)
+def test_margins_over_the_other_defences_are_those_of_the_table(table: str, best: str, said: str) -> None:
     *others, ours = results(table)["defences"]
     page = text_of("docs/reproducing-the-papers.md")
+    assert ours["name"].startswith("TRN")
     attacks = ("fgsm", "ffgsm", "pgd", "bim", "mim")
-    margins = [ours[name]["accuracy"] - max(row[name]["accuracy"] for row in others) for name in attacks]
-    assert min(margins) > 0
-    assert f"{100 * min(margins):.1f} or more on {data}" in page or f"{100 * min(margins):.1f} points or more on {data}" in page
+    rivals = [max(others, key=lambda row, name=name: row[name]["accuracy"]) for name in attacks]
+    assert {rival["name"].split(":")[0] for rival in rivals} == {best}
+    margins = [ours[name]["accuracy"] - rival[name]["accuracy"] for name, rival in zip(attacks, rivals, strict=True)]
+    assert min(margins) > 0 and said.format(100 * min(margins)) in page
+    if table == "trn-attacks":
+        (longer,) = [row for row in results("cifar10_quick_gan_longer")["rows"] if row["title"] == "mim-10"]
+        assert f"comes within {100 * (ours['mim']['accuracy'] - longer['accuracy']):.1f} of it under MIM" in page
 
 
 @pytest.mark.parametrize(("table", "spoken"), [("trn-blocks", "PGD-20 leaves"), ("trn-blocks-fashion", "on Fashion-MNIST")])
@@ -213,8 +249,10 @@ def test_figures_of_fusion_blocks_are_those_of_the_table(table: str, spoken: str
     made = results(table)
     points = {point["blocks"]: point for point in made["points"]}
     page = text_of("docs/reproducing-the-papers.md")
-    first, last = (f"{100 * points[blocks]['pgd']['mean']:.1f} %" for blocks in (1, 8))
+    best = max(points, key=lambda blocks: points[blocks]["pgd"]["mean"])
+    first, last, most = (f"{100 * points[blocks]['pgd']['mean']:.1f} %" for blocks in (1, 8, best))
     assert list(points) == [1, 2, 4, 8] and f"{spoken} {first} with one block, {last} with eight" in page
+    assert (", which is most;" if best == 8 else f"and most with four, {most}") in page and best in (4, 8)
     spans = [seed["pgd"]["ci95"] for point in points.values() for seed in point["seeds"]]
     assert len(spans) == 4 and max(low for low, _ in spans) < min(high for _, high in spans), "overlapping, one seed each"
     small, large = (f"{points[blocks]['parameters']:,}" for blocks in (1, 8))
@@ -306,8 +344,11 @@ def test_figures_at_the_gans_levels_are_those_of_the_results() -> None:
     other = {who: share(who, "black_box", "pgd") for who in ("none", "celeba128/gan")}
     assert f"makes {other['celeba128/gan']} right, {other['none'].split(' [')[0]} without it" in spoken
     worse = [share(who, "black_box", "fgsm") for who in ("celeba128/gan", "none")]
-    assert "fewer than without it, {} and {}, and fewer than before".format(*worse) in spoken
-    assert "another classifier: {} with it, {} without".format(*worse) in text_of("README.md")
+    test = found["celeba128/gan", "black_box", "fgsm", "true"]["mcnemar"]
+    gained, lost = test["defended_only"], test["bare_only"]
+    said = f"({gained} faces gained and {lost} lost: p = {test['p']:.3f}, McNemar)"
+    assert "fewer than without it, {} and {} ".format(*worse) + said in spoken and gained < lost
+    assert "fewer are right with it than without: {} and {}.".format(*worse) in text_of("README.md")
     control, worst = found["celeba128/gan", "gray_box", "fgsm", "predicted"], faces["worst_case"]["celeba128/gan"]["gray_box"]
     assert f"that of the predicted label leaves {spanned(control)}, and in the gray_box worst case" in spoken
     assert f"under all of these, {spanned(worst)} are left" in spoken and len(worst["attacks"]) == 4
@@ -336,14 +377,16 @@ def test_figures_of_gan_longer_are_those_of_the_results() -> None:
     short = [percent(row).removesuffix(" %") for row in (*noisy, usual["fgsm", 8 / 255], usual["pgd-20", 8 / 255])]
     assert "more, keeps {}, {} and {} %, and {} and {} % under gray_box FGSM and PGD-20".format(*short) in readme
     assert card(name)["recipe"]["loop"]["rounds"] == 1
-    rows = [row for row in results("cifar10_quick")["rows"] if row["restorer"] == "cifar10/gan" and row["view"] == "oblivious"]
-    earlier = {(row["title"], row["eps"]): row for row in rows}
-    fgsm, *others = (
-        earlier[key] for key in [("fgsm", 8 / 255), ("pgd-20", 8 / 255), *(("gaussian[-1,1]", e) for e in (0.2, 0.3, 0.4))]
+    parts = {row["part"]: row["accuracy"] for row in results("gan-levels")["parts"]}
+    once, twice = (parts[f"ISMN + generator, {rounds}"] for rounds in ("one round", "all rounds"))
+    keys = {("clean", 0): "clean", ("fgsm", 8 / 255): "fgsm 8/255"}
+    keys |= {("gaussian[-1,1]", level): f"gaussian[-1,1] {level}" for level in (0.2, 0.3, 0.4)}
+    assert not any(clearly_above(usual[key], once[before]) for key, before in keys.items())
+    (first,) = [row for row in results("cifar10_quick")["rows"] if (row["restorer"], row["title"]) == ("cifar10/gan", "fgsm")]
+    share = (once["fgsm 8/255"]["accuracy"] - twice["fgsm 8/255"]["accuracy"]) / (
+        usual["fgsm", 8 / 255]["accuracy"] - first["accuracy"]
     )
-    spoken = [percent(row).removesuffix(" %") for row in others]
-    assert f"{percent(fgsm)} under FGSM, which is clearly less, and {', '.join(spoken[:-1])} and {spoken[-1]} %" in measured
-    assert fgsm["ci95"][1] < usual["fgsm", 8 / 255]["accuracy"]
+    assert f"gain over two rounds, {percent(first)}, nearly half comes with the round" in measured and 0.4 < share < 0.5
 
 
 def test_figures_of_rounds_and_parts_on_faces_are_those_of_the_table() -> None:
@@ -362,6 +405,13 @@ def test_figures_of_rounds_and_parts_on_faces_are_those_of_the_table() -> None:
         assert psnr == sorted(psnr) and lpips == sorted(lpips, reverse=True), "each step is nearer to the clean image"
     small = [quality["fgsm 8/255"][way]["psnr"] for way in ways]
     assert "(FGSM: {:.2f} dB attacked, {:.2f} ISMN, {:.2f} all rounds)".format(*small) in measured
+    pgd = quality["pgd 8/255"]
+    for attack in ("fgsm 8/255", "pgd 8/255"):
+        ismn, both = (quality[attack][way] for way in ("ISMN only", "all rounds"))
+        assert both["psnr"] < ismn["psnr"] and both["lpips"] > ismn["lpips"], "farther than the ISMN's in both"
+    psnr, lpips = ([pgd[way][metric] for way in ("attacked", "all rounds")] for metric in ("psnr", "lpips"))
+    assert "in PSNR ({:.2f} and {:.2f} dB), though not in LPIPS ({:.4f} and {:.4f})".format(*psnr, *lpips) in measured
+    assert psnr[1] < psnr[0] and lpips[1] < lpips[0]
 
 
 def test_figures_of_rivals_in_sentences_are_those_of_the_results_and_cards() -> None:

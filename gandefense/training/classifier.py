@@ -50,7 +50,9 @@ class OptimiserConfig:
     warmup: float = 0.2  # fraction of the steps in which the learning rate rises
     label_smoothing: float = 0.1  # share of the label that is spread over all classes
     erase: float = 0.0  # probability of random erasing
-    noise: float = 0.0  # largest level of Gaussian noise on the [-1, 1] scale, drawn uniformly from 0 for each image; 0: none
+    # largest level of Gaussian noise on the [-1, 1] scale, drawn uniformly from 0 for each image; 0: none. The noisy image takes
+    # the clean one's place in the loss, adversarial ones included
+    noise: float = 0.0
     ema_decay: float = 0.998  # of the weights that are kept in the end
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)

@@ -19,10 +19,11 @@ from gandefense import zoo
 from gandefense.config import DataConfig, RunConfig
 from gandefense.data import datasets
 from gandefense.errors import UserError
-from gandefense.training import adversarial
+from gandefense.training import adversarial, classifier
 from gandefense.training.adversarial import AdversarialConfig, WeightPerturbationConfig
 from gandefense.training.classifier import ClassifierConfig, OptimiserConfig, accuracy, one_cycle, train, with_noise
 from gandefense.training.run import Run
+from gandefense.training.soft_labels import DistillationConfig
 from gandefense.training.vaccination import JpegConfig
 from gandefense.weights_io import load_weights
 
@@ -87,16 +88,32 @@ def test_noise_has_a_level_for_each_image() -> None:
 
 
 def test_training_on_noise_keeps_more_under_noise(config: Callable[..., ClassifierConfig]) -> None:
-    validation = datasets.load(DataConfig(), "validation")
-    generator = torch.Generator().manual_seed(0)
-    noise = 0.3 * torch.randn(validation.images.shape, generator=generator)
-    noisy = validation._replace(images=(validation.images / 255 + noise).clamp(0, 1))
+    parts = [datasets.load(DataConfig(), part) for part in ("validation", "test")]
+    clean = torch.cat([part.images for part in parts] * 3) / 255
+    noise = 0.3 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.cat([part.labels for part in parts] * 3)
+    noisy = datasets.Images((clean + noise).clamp(0, 1), labels, torch.arange(len(labels)))
     kept = {}
     for largest in (0.0, 0.8):
         settings = config(epochs=8)
         settings.train.noise = largest
         kept[largest] = accuracy(zoo.load_classifier(train(settings)), noisy, CPU)
     assert kept[0.8] > kept[0.0] + 0.05
+
+
+def test_a_teacher_sees_the_image_without_noise(config: Callable[..., ClassifierConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = train(config(epochs=1)), []
+    real = classifier.soft_labels
+    monkeypatch.setattr(classifier, "augmentation", lambda *_, **__: lambda images: images)
+    monkeypatch.setattr(
+        classifier, "soft_labels", lambda teacher, images, *rest: seen.append(images) or real(teacher, images, *rest)
+    )
+    settings = config(epochs=1)
+    settings.train.noise = 0.4
+    settings.train.distillation = DistillationConfig(teacher=str(path))
+    train(settings)
+    levels = torch.cat(seen) * 255
+    assert len(seen) == 7 and (levels - levels.round()).abs().max() < 1e-3, "whole 8-bit levels, which noise would not leave"
 
 
 @pytest.mark.parametrize("method", ["trades", "alp"])
