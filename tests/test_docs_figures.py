@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gandefense import config
@@ -28,10 +30,10 @@ def config_of(table: str) -> trn_cross_attack.TRNCrossAttackConfig:
 
 
 def test_figures_of_other_budgets_are_those_of_the_results() -> None:
-    made = results("cifar10_budgets")
+    made, later = results("cifar10_budgets"), results("cifar10_budgets_balanced")
     measured = text_of("docs/measured.md")
 
-    def spoken(restorer: str) -> str:
+    def spoken(restorer: str, made: dict[str, Any] = made) -> str:
         found = [row for row in made["rows"] if (row["restorer"], row["attack"]) == (restorer, "pgd")]
         first = [f"{100 * row['accuracy']:.1f}" for row in sorted(found, key=lambda row: row["eps"])]
         return f"{', '.join(first[:-1])} and {first[-1]} %"
@@ -45,6 +47,9 @@ def test_figures_of_other_budgets_are_those_of_the_results() -> None:
     assert f"AUROC {detected[2]:.3f}, at 8/255 {detected[8]:.3f}" in measured
     worst = [spanned(made["worst_case"][name]["gray_box"]) for name in ("cifar10/trn", "cifar10/gan")]
     assert "TRN keeps {}, the GAN {}. TRN detects".format(*worst) in measured
+    name = "cifar10/trn-balanced"
+    worst = spanned(later["worst_case"][name]["gray_box"])
+    assert f"keeps {spoken(name, later)} at these budgets, {worst} in the worst case of them" in measured
     assert min(detected, key=detected.get) == 2
     entries = {round(255 * entry["eps"]): entry for entry in made["detection"]["cifar10/trn"]["attacks"]}
     assert f"and {100 * entries[2]['tpr']['0.05']:.1f} % of PGD-40's at 2/255 (n = {entries[2]['n']};" in measured
