@@ -149,14 +149,39 @@ def test_figures_of_trn_balanced_are_those_of_the_results() -> None:
     assert clearly_above(earlier, noisy)
     speed = {who: f"{cost['images_per_second']:.0f}" for who, cost in made["cost"].items()}
     assert {cost["threads"] for cost in made["cost"].values()} == {1}
-    assert f"sees {speed[name]} images/s on one thread" in measured and f"answer (alone {speed['none']};" in measured
-    gan = results("cifar10_quick_gan_longer")["cost"]["cifar10/gan-longer"]
-    said = f"sees {speed[name]} images/s on one thread of a newer processor, in batches of 100, the classifier's answer counted, "
-    readme, bare = text_of("README.md"), results("cifar10_quick_gan_longer")["cost"]["none"]["images_per_second"]
-    assert f"{said}while the classifier alone sees {speed['none']} (" in readme
-    assert f"a run in which the classifier alone sees {bare:.0f}, sees {gan['images_per_second']:.0f} where none is" in readme
     slowest = min(results(f"cifar10_{kind}_balanced")["cost"][name]["images_per_second"] for kind in ("quick", "pgd40", "unseen"))
-    assert f"in another run, beside busier work, {slowest:.0f}." in measured
+    said = (
+        f"`cifar10/trn-balanced` {speed[name]} images/s in one, {slowest:.0f} in another (the classifier alone {speed['none']} in"
+    )
+    assert said in measured
+
+
+def test_speeds_are_those_of_the_benchmark() -> None:
+    made, measured, readme = results("benchmark"), text_of("docs/measured.md"), text_of("README.md")
+    rows = {(row["name"], row["ratio_to"]): row for row in made["rows"]}
+
+    def number(what: str, key: str, to: str = "") -> str:
+        """As the table has it: three figures, thousands with a comma."""
+        value = rows[what, to][key]
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    diffusion = "images/s of the diffusion purifier"
+    trn, all_flagged, none_flagged = (
+        number(what, "images_per_second", diffusion)
+        for what in ("TRN", "GAN, every image flagged (2 rounds)", "GAN, no image flagged")
+    )
+    assert f"TRN {trn} images/s, the GAN defence {all_flagged} where every image is flagged and {none_flagged} where" in readme
+    assert f"`cifar10/trn` restores {trn} images/s, and `cifar10/gan` {all_flagged} where every image is flagged" in measured
+    times = [number(what, "ratio", diffusion) for what in ("TRN", "GAN, every image flagged (2 rounds)")]
+    assert f"{trn} and {all_flagged} are {times[0]} and {times[1]} times what" in measured
+    slow = number("diffusion purifier, 100 steps", "images_per_second")
+    assert f"in batches of 16, {slow} (one step" in readme and f"({slow} images/s, random weights" in measured
+    assert f"(alone it sees {number('classifier alone', 'images_per_second')} images/s)" in measured
+    naive = rows["gradient maps, float32", "naive loop"]["ratio"]
+    passes = rows["gradient maps, float32", "1 forward + 10 input-backward passes, in time"]["ratio"]
+    assert f"take {naive:.2f} of the time of the naive loop over the labels." in readme
+    assert f"take {naive:.2f} of the time of the naive loop over the labels, in float32, and {passes:.2f} of one" in measured
+    assert (made["made"]["threads"], made["made"]["precision"], made["made"]["batch_size"]) == (2, "bf16", 32)
 
 
 def test_figures_of_image_and_maps_are_those_of_the_table() -> None:
@@ -392,6 +417,37 @@ def test_figures_of_gan_longer_are_those_of_the_results() -> None:
         usual["fgsm", 8 / 255]["accuracy"] - first["accuracy"]
     )
     assert f"gain over two rounds, {percent(first)}, nearly half comes with the round" in measured and 0.4 < share < 0.5
+
+
+def test_figures_of_the_classifier_trained_on_noise_are_those_of_the_results() -> None:
+    measured, name = text_of("docs/measured.md"), "cifar10/gan-noise"
+    quick, white = results("cifar10_quick_gan_noise"), results("cifar10_white_gan_noise")
+
+    def alone(row: dict[str, Any]) -> str:
+        return spanned({"accuracy": row["undefended_accuracy"], "ci95": row["undefended_ci95"]})
+
+    rows = {(row["title"], row["eps"]): row for row in quick["rows"] if row["restorer"] == name}
+    noisy = [rows["gaussian[-1,1]", level] for level in (0.2, 0.3, 0.4)]
+    attacked = [rows[title, 8 / 255] for title in ("fgsm", "pgd-20", "pgd-20 (predicted)")]
+    (clean,) = [row for row in quick["rows"] if row["title"] == "clean"]
+    first = [alone(row) for row in noisy]
+    assert f"right on {alone(clean)} of clean images and on {first[0]}, {first[1]} and {first[2]} of noisy ones" in measured
+    made, chances = [spanned(row) for row in noisy], [row["mcnemar"]["p"] for row in noisy]
+    said = "McNemar's p {:.2f}, {:.2f} and {:.2f}".format(*chances)
+    assert (
+        f"makes {made[0]}, {made[1]} and {made[2]} of that, which is no difference ({said})" in measured and min(chances) > 0.05
+    )
+    longer = {row["title"]: row for row in results("cifar10_quick_gan_longer")["rows"]}
+    assert all(clearly_above(longer[row["title"]], row) for row in attacked), "less well than gan-longer before its own"
+    made = "FGSM {}, PGD-20 {}, {} with the predicted label".format(*map(spanned, attacked))
+    bare = "alone {:.1f}, {:.1f} and {:.1f} %".format(*(100 * row["undefended_accuracy"] for row in attacked))
+    assert f"{made} ({bare}; n = 1,000" in measured
+    (known,) = [row for row in white["rows"] if row["view"] == "detached" and row["restorer"] == name]
+    assert f"leaves {spanned(known)} of the first {known['n']} images, of the classifier alone {alone(known)}" in measured
+    short = [f"{100 * row['undefended_accuracy']:.1f}" for row in (*noisy, clean)]
+    assert "alone it has {}, {} and {} % right, {} % of clean images".format(*short) in text_of("README.md")
+    page = text_of("docs/reproducing-the-papers.md")
+    assert "trained on noise has {}, {}, {} % without any restorer".format(*short) in page
 
 
 def test_figures_of_rounds_and_parts_on_faces_are_those_of_the_table() -> None:
