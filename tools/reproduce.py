@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make a table of the papers, or of their rivals, by measuring everything in it: results/NAME.json and results/NAME.md.
 
-NAME is rivals, adaptive, adaptive-autoattack, gan-levels or gan-celeba; or trn-attacks, trn-cross-attack, trn-ablation,
+NAME is rivals, adaptive, adaptive-autoattack, gan-levels, gan-celeba or trn-maps; or trn-attacks, trn-cross-attack, trn-ablation,
 trn-blocks, trn-figures, each also with -fashion behind it, for Fashion-MNIST. What a table consists of is
 configs/reproduce/NAME.yaml. Trainings and evaluations that are finished in runs/reproduce are used again; a killed one goes on.
 

@@ -16,6 +16,7 @@ from gandefense.reproduce import (
     trn_blocks,
     trn_cross_attack,
     trn_figures,
+    trn_maps,
 )
 
 _TRN: dict[str, tuple[type, Callable[[Any], tuple[list[Table], dict[str, Any]]]]] = {
@@ -33,6 +34,7 @@ TABLES: dict[str, tuple[type, Callable[[Any], tuple[list[Table], dict[str, Any]]
     "rivals": (rivals.RivalsConfig, rivals.run),
     "gan-levels": (gan_levels.GANLevelsConfig, gan_levels.run),
     "gan-celeba": (gan_levels.GANLevelsConfig, partial(gan_levels.run, name="gan-celeba")),
+    "trn-maps": (trn_maps.TRNMapsConfig, trn_maps.run),
     **_TRN,
     **{f"{name}-fashion": table for name, table in _TRN.items()},  # the same of Fashion-MNIST
 }

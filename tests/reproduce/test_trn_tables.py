@@ -9,14 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from scipy import stats
+from torch import nn
 
 from gandefense import config
 from gandefense.config import DataConfig
 from gandefense.data import datasets
-from gandefense.reproduce import TABLES, statistics, trn_ablation, trn_attacks, trn_blocks, trn_cross_attack, trn_figures
+from gandefense.reproduce import (
+    TABLES,
+    statistics,
+    trn_ablation,
+    trn_attacks,
+    trn_blocks,
+    trn_cross_attack,
+    trn_figures,
+    trn_maps,
+)
 from gandefense.reproduce.trn_tables import ATTACKS, check, variation
+from gandefense.restorers.gradient_maps import gradient_maps
+from gandefense.weights_io import load_weights, save_weights
 from tests.reproduce.conftest import Recipes
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "reproduce"
@@ -119,6 +132,39 @@ def test_a_trn_that_learnt_nothing_is_named() -> None:
         for name, (first, second) in found.items()
     ]
     assert trn_cross_attack.learnt_nothing(rows, bare, ["fgsm", "pgd"]) == ["fgsm", "mim"]
+
+
+def test_maps(reproduce: Callable, recipes: Recipes, untrained: None, tmp_path: Path) -> None:
+    trained, _, _ = reproduce("trn-attacks", f"classifier={recipes.network}", f"trn={recipes.trn}", "adversarial=[]", "rivals=[]")
+    trn = trained["defences"][-1]["network"]
+    other = tmp_path / "other.safetensors"
+    tensors, about = load_weights(recipes.network)
+    save_weights(other, {name: 1.1 * part if part.is_floating_point() else part for name, part in tensors.items()}, about)
+    made, page, _ = reproduce("trn-maps", f"classifier={recipes.network}", f"trn={trn}", "others=[]", f"foreign={other}")
+    assert [row["maps"] for row in made["rows"]] == list(trn_maps.SOURCES)
+    titles = ["clean", "fgsm", "fgsm (predicted)", "pgd-2", "pgd-2 (predicted)"]
+    assert all(list(row["accuracy"]) == titles and row["accuracy"]["clean"]["n"] == 4 for row in made["rows"])
+    for key in ("clean", "fgsm", "pgd-2"):
+        before = trained["defences"][-1][key.split("-")[0]]["accuracy"]
+        assert made["rows"][0]["accuracy"][key]["accuracy"] == before, "with its own maps it is the restorer as evaluated"
+    assert f"| gradient maps | {' | '.join(titles)} |" in page
+
+
+def test_wrong_maps_are_what_they_are_called() -> None:
+    torch.manual_seed(0)
+    images, first, second = torch.rand(3, 3, 4, 4), *(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)) for _ in range(2))
+    found = {name: make(first, second, images, None) for name, make in trn_maps.SOURCES.items()}
+    right, shuffled, neighbours, foreign, blank = found.values()
+    assert torch.equal(right.maps, gradient_maps(first, images).maps) and torch.equal(
+        foreign.maps, gradient_maps(second, images).maps
+    )
+    assert torch.equal(neighbours.maps[1], right.maps[0]) and torch.equal(neighbours.log_norms[0], right.log_norms[2])
+    assert not blank.maps.any() and not blank.log_norms.any() and blank.maps.shape == right.maps.shape
+    for image in range(3):
+        order = [right.log_norms[image].tolist().index(norm) for norm in shuffled.log_norms[image].tolist()]
+        assert sorted(order) == list(range(5))
+        assert torch.equal(shuffled.maps[image].unflatten(0, (5, 3)), right.maps[image].unflatten(0, (5, 3))[order])
+    assert not torch.equal(shuffled.log_norms, right.log_norms)
 
 
 def test_claims_about_training_attacks() -> None:
@@ -227,6 +273,11 @@ def test_claims_about_maps_name_the_smallest() -> None:
         ),
         (["trn-figures", "shown=0"], "shown must be at least 1"),
         (["trn-figures", "trn=cifar10/gan"], "is no TRN"),
+        (["trn-maps", "others=[cifar10/gan]"], "cifar10/gan is not a TRN that is"),
+        (
+            ["trn-maps", "foreign=cifar10/classifier"],
+            "foreign=cifar10/classifier must be another classifier than the defended one",
+        ),
     ],
 )
 def test_mistakes_are_one_line_before_any_work(tool: Callable, tmp_path: Path, words: list[str], message: str) -> None:
