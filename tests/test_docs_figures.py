@@ -322,6 +322,22 @@ def test_figures_of_fashion_mnist_are_those_of_the_results() -> None:
     assert f"and {worst['fashion_mnist/trn']} of 100 images under stronger attacks and the true gradient" in page
 
 
+def test_figures_of_wrong_maps_are_those_of_the_table() -> None:
+    measured, made = text_of("docs/measured.md"), results("trn-maps")
+    found = {(row["network"], row["maps"]): row["accuracy"] for row in made["rows"]}
+    kinds = ["the image's own", "labels shuffled", "another image's", "another classifier's", "none (zeros)"]
+    under = [found["cifar10/trn", kind] for kind in kinds]
+    own, shuffled, neighbour, foreign, none = (spanned(figures["pgd-20"]) for figures in under)
+    assert f"in place of {own} with the right ones, {shuffled} if their labels are shuffled, {neighbour} with another" in measured
+    assert f"image's, {foreign} with another classifier's and {none} with none; under FGSM" in measured
+    first, *wrong = (figures["fgsm"] for figures in under)
+    assert f"more than {100 * max(first['accuracy'] - figure['accuracy'] for figure in wrong):.1f} points" in measured
+    assert not any(clearly_above(first, figure) for figure in wrong)
+    ends = (spanned(found["cifar10/trn-balanced", kind]["pgd-20"]) for kind in (kinds[0], kinds[-1]))
+    assert "behaves alike ({} and, with none, {})".format(*ends) in measured
+    assert f"still keeps {none} under PGD-20, with the right ones {own} (" in text_of("README.md")
+
+
 def test_figures_of_another_victim_are_those_of_the_results() -> None:
     made = results("cifar10_other_victim")
     measured = text_of("docs/measured.md")
