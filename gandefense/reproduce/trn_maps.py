@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from gandefense import zoo
@@ -24,7 +24,6 @@ from gandefense.evaluation.wording import Table, interval
 from gandefense.reproduce import trainings
 from gandefense.reproduce.trn_tables import TRNTableConfig, budget_note, check, defended_classifier
 from gandefense.restorers.gradient_maps import GradientMaps, gradient_maps
-from gandefense.restorers.trn import TRNRestorer
 from gandefense.training.state import choose_device
 
 CLEAN = "clean"
@@ -39,42 +38,22 @@ class TRNMapsConfig(TRNTableConfig):
     foreign: str = "cifar10/surrogate"  # another classifier for the same data, whose maps are the wrong ones
 
 
-def right_maps(classifier: nn.Module, foreign: nn.Module, images: Tensor, top_k: int | None) -> GradientMaps:
-    """Those that TRN is made for."""
-    return gradient_maps(classifier, images, top_k=top_k)
-
-
-def shuffled_maps(classifier: nn.Module, foreign: nn.Module, images: Tensor, top_k: int | None) -> GradientMaps:
-    """The right maps with their labels shuffled, for every image in an order of its own."""
-    maps, norms = gradient_maps(classifier, images, top_k=top_k)
-    labels = norms.shape[1]
-    order = torch.stack([torch.randperm(labels) for _ in images]).to(images.device)
-    each = maps.unflatten(1, (labels, -1))
+def shuffled(maps: GradientMaps) -> GradientMaps:
+    """Maps with their labels shuffled, for every image in an order of its own."""
+    labels = maps.log_norms.shape[1]
+    order = torch.stack([torch.randperm(labels) for _ in maps.log_norms]).to(maps.log_norms.device)
+    each = maps.maps.unflatten(1, (labels, -1))
     each = each.gather(1, order[:, :, None, None, None].expand_as(each))
-    return GradientMaps(each.flatten(1, 2), norms.gather(1, order))
+    return GradientMaps(each.flatten(1, 2), maps.log_norms.gather(1, order))
 
 
-def neighbours_maps(classifier: nn.Module, foreign: nn.Module, images: Tensor, top_k: int | None) -> GradientMaps:
-    """The right maps of the next image of the batch."""
-    return GradientMaps(*(part.roll(1, 0) for part in gradient_maps(classifier, images, top_k=top_k)))
-
-
-def foreign_maps(classifier: nn.Module, foreign: nn.Module, images: Tensor, top_k: int | None) -> GradientMaps:
-    """The maps of another classifier at the same image."""
-    return gradient_maps(foreign, images, top_k=top_k)
-
-
-def blank_maps(classifier: nn.Module, foreign: nn.Module, images: Tensor, top_k: int | None) -> GradientMaps:
-    """Nothing: zeros, which a TRN with both streams has never met either."""
-    return GradientMaps(*(torch.zeros_like(part) for part in gradient_maps(classifier, images, top_k=top_k)))
-
-
-SOURCES: dict[str, Callable[[nn.Module, nn.Module, Tensor, int | None], GradientMaps]] = {
-    "the image's own": right_maps,
-    "labels shuffled": shuffled_maps,
-    "another image's": neighbours_maps,
-    "another classifier's": foreign_maps,
-    "none (zeros)": blank_maps,
+# what a TRN is handed → made from the image's own maps and from those of another classifier at the same image
+SOURCES: dict[str, Callable[[GradientMaps, GradientMaps], GradientMaps]] = {
+    "the image's own": lambda own, foreign: own,
+    "labels shuffled": lambda own, foreign: shuffled(own),
+    "another image's": lambda own, foreign: GradientMaps(*(part.roll(1, 0) for part in own)),  # the next one's of the batch
+    "another classifier's": lambda own, foreign: foreign,
+    "none (zeros)": lambda own, foreign: GradientMaps(*map(torch.zeros_like, own)),
 }
 
 
@@ -112,9 +91,10 @@ def run(config: TRNMapsConfig) -> tuple[list[Table], dict[str, Any]]:
             shown[spec.title()] = attack(classifier, images, labels, spec, seed=config.seed + number).images
         with torch.no_grad():
             for title, batch in shown.items():
-                for source, maps_of in SOURCES.items():
-                    for name, restorer in restorers.items():
-                        restored = restored_with(restorer, batch, maps_of(classifier, foreign, batch, restorer.top_k))
+                for name, restorer in restorers.items():
+                    own, others = (gradient_maps(network, batch, top_k=restorer.top_k) for network in (classifier, foreign))
+                    for source, handed in SOURCES.items():
+                        restored = restorer.network(batch, handed(own, others))
                         right.setdefault((name, source, title), []).append((classifier(restored).argmax(1) == labels).cpu())
         bar.update(len(labels))
     bar.close()
@@ -134,11 +114,6 @@ def run(config: TRNMapsConfig) -> tuple[list[Table], dict[str, Any]]:
 
 def _figure(right: Tensor) -> dict[str, Any]:
     return {**metrics.accuracy(right), "n": len(right)}
-
-
-def restored_with(restorer: TRNRestorer, images: Tensor, maps: GradientMaps) -> Tensor:
-    """What a TRN makes of images (B, C, H, W) in [0, 1], given maps that need not be theirs: (B, C, H, W)."""
-    return restorer.network(images, maps)
 
 
 def table(config: TRNMapsConfig, name: str, rows: list[dict[str, Any]], titles: list[str]) -> Table:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
-from torch import nn
 
 from gandefense import config
 from gandefense.config import DataConfig
@@ -28,7 +27,7 @@ from gandefense.reproduce import (
     trn_maps,
 )
 from gandefense.reproduce.trn_tables import ATTACKS, check, variation
-from gandefense.restorers.gradient_maps import gradient_maps
+from gandefense.restorers.gradient_maps import GradientMaps
 from gandefense.weights_io import load_weights, save_weights
 from tests.reproduce.conftest import Recipes
 
@@ -152,19 +151,16 @@ def test_maps(reproduce: Callable, recipes: Recipes, untrained: None, tmp_path: 
 
 def test_wrong_maps_are_what_they_are_called() -> None:
     torch.manual_seed(0)
-    images, first, second = torch.rand(3, 3, 4, 4), *(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)) for _ in range(2))
-    found = {name: make(first, second, images, None) for name, make in trn_maps.SOURCES.items()}
-    right, shuffled, neighbours, foreign, blank = found.values()
-    assert torch.equal(right.maps, gradient_maps(first, images).maps) and torch.equal(
-        foreign.maps, gradient_maps(second, images).maps
-    )
-    assert torch.equal(neighbours.maps[1], right.maps[0]) and torch.equal(neighbours.log_norms[0], right.log_norms[2])
-    assert not blank.maps.any() and not blank.log_norms.any() and blank.maps.shape == right.maps.shape
+    own, foreign = (GradientMaps(torch.rand(3, 15, 4, 4), torch.rand(3, 5)) for _ in range(2))
+    right, shuffled, neighbours, others, blank = (handed(own, foreign) for handed in trn_maps.SOURCES.values())
+    assert right is own and others is foreign
+    assert torch.equal(neighbours.maps[1], own.maps[0]) and torch.equal(neighbours.log_norms[0], own.log_norms[2])
+    assert not blank.maps.any() and not blank.log_norms.any() and blank.maps.shape == own.maps.shape
     for image in range(3):
-        order = [right.log_norms[image].tolist().index(norm) for norm in shuffled.log_norms[image].tolist()]
+        order = [own.log_norms[image].tolist().index(norm) for norm in shuffled.log_norms[image].tolist()]
         assert sorted(order) == list(range(5))
-        assert torch.equal(shuffled.maps[image].unflatten(0, (5, 3)), right.maps[image].unflatten(0, (5, 3))[order])
-    assert not torch.equal(shuffled.log_norms, right.log_norms)
+        assert torch.equal(shuffled.maps[image].unflatten(0, (5, 3)), own.maps[image].unflatten(0, (5, 3))[order])
+    assert not torch.equal(shuffled.log_norms, own.log_norms)
 
 
 def test_claims_about_training_attacks() -> None:
